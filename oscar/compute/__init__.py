@@ -1,0 +1,1 @@
+"""Engines that run functions: the port `base.Compute` and its implementations."""

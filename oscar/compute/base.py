@@ -1,0 +1,184 @@
+"""The port to an engine that runs functions: `Compute`, and the optional abilities beside it.
+
+Called by `core.dispatcher`, `core.jobs` and `core.runs`; implemented by `compute.local` (containers or processes of
+this machine), `compute.kubernetes`, and `compute.fake` for tests of the core. One contract suite
+(`tests/contract/test_compute.py`) runs against each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from oscar.model.job import Trouble
+from oscar.model.service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt of one job, all that an engine needs to do it.
+
+    `service` has its secrets filled in (environment.secrets, provider keys); the engine keeps them out of argv, of
+    files that outlive the run, and of logs. `payload` is the raw body of the event, or a file that holds it.
+    """
+
+    name: str
+    job_id: str
+    attempt: int
+    service: Service
+    payload: bytes | Path
+    hops: int = 0
+    user: str = ""
+    timeout: float | None = None
+    """Seconds from the script's start after which it is killed; None for no limit."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Reserved variables that the core knows: OSCAR_SERVICE_TOKEN and the like."""
+
+
+class Phase(StrEnum):
+    """How far a run has come."""
+
+    SUBMITTED = "submitted"
+    """Accepted: waiting for a place, pulling the image or staging in; the script certainly has not started."""
+    RUNNING = "running"
+    """The script has started."""
+    SETTLING = "settling"
+    """The script has ended; its outputs are being staged out."""
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What an engine knows of a run. Times are Unix milliseconds; `exit_code` only if the script ended by itself."""
+
+    name: str
+    phase: Phase
+    trouble: Trouble | None = None
+    """Why it did not succeed; only with phase DONE, None there means success."""
+    message: str | None = None
+    """For the user: the engine's or the provider's own words."""
+    exit_code: int | None = None
+    started: int | None = None
+    finished: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of a run's log; `time` is RFC 3339 with nanoseconds in UTC, `text` has no newline."""
+
+    time: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What an engine has and what is free: millicores, bytes, devices."""
+
+    cpu: int
+    cpu_free: int
+    memory: int
+    memory_free: int
+    gpu: int = 0
+
+
+class Compute(Protocol):
+    """An engine. Every verb is idempotent; errors are of `oscar.errors`."""
+
+    async def start(self) -> None:
+        """Find out what the engine can do and take hold of what it still runs.
+
+        Raises:
+            EngineMissing: naming what is missing and how to get it.
+        """
+
+    async def stop(self) -> None:
+        """Let go of the engine; runs go on and are found again by the next `start`."""
+
+    async def apply(self, service: Service) -> None:
+        """Make what the service needs before its first call exist as defined (warm workers, prefetched image)."""
+
+    async def remove(self, owner: str, service_name: str) -> None:
+        """Remove all that `apply` made; silent if absent."""
+
+    async def submit(self, run: Run, *, adopt: bool = False) -> None:
+        """Have the run done: the same name twice is one run, and a run found half-way goes on.
+
+        Returns once the run is durably known under its name (so that a crash of ours can't lose it); its progress
+        comes by `observe`. The script of one name is started at most once, ever.
+
+        Args:
+            run: what to do.
+            adopt: the caller knows that it was submitted before: raise instead of starting it anew.
+
+        Raises:
+            RunNotFound: with `adopt`, and the engine certainly knows no such run.
+            EngineMissing, EngineError: it was not submitted.
+        """
+
+    async def cancel(self, name: str) -> None:
+        """Stop the run; it settles as DONE with `Trouble.CANCELLED`. Silent if absent or done."""
+
+    def observe(self) -> AsyncIterator[RunState]:
+        """The state of every known run first, then each change; never ends by itself, one observer at a time."""
+
+    async def forget(self, name: str) -> None:
+        """Remove what the run left in the engine except its log; called after its end is recorded. Silent if absent."""
+
+    def logs(self, name: str, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogLine]:
+        """The run's log, also while it runs and after `forget`.
+
+        Args:
+            name: the run.
+            follow: wait for more lines until the run has ended.
+            tail: only the last so many lines that exist now.
+
+        Raises:
+            RunNotFound: there is no log of that name (never started, or dropped).
+        """
+
+    async def drop_logs(self, name: str) -> None:
+        """Remove the run's log. Silent if absent."""
+
+    async def capacity(self) -> Capacity:
+        """What there is and what is free now."""
+
+    def describe(self) -> str:
+        """The engine in a few words for people: `podman 4.3.1 (runc, cgroup v1)`, `processes in bubblewrap`."""
+
+    def check(self, service: Service) -> list[str]:
+        """What of the service this engine can't honour, as warnings for its owner.
+
+        Raises:
+            Unsupported: it can't run the service at all.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a synchronous call gives: the body as upstream sends it (base64 of a file, of a zip, or the log)."""
+
+    body: bytes
+    exit_code: int
+    log: bytes = b""
+
+
+class Invokes(Protocol):
+    """The ability to answer synchronous calls by warm workers."""
+
+    async def invoke(self, run: Run) -> Answer:
+        """Run the service's script once on a free worker and give its answer.
+
+        Cancelling the awaiting task (client gone, timeout) stops the script.
+
+        Raises:
+            TooManyRequests: the service's waiting line is full.
+            Unavailable: no worker could be had in time.
+            InvocationTimeout: the script ran longer than `run.timeout`.
+            EngineError, ImageError: a worker could not be started.
+        """
+
+    async def prepare(self, service: Service) -> None:
+        """Bring the service's workers to what its `synchronous` block says (min_scale)."""

@@ -1,0 +1,105 @@
+"""What `compute.local` needs of something that can run a program in a sandbox: the port `Engine`.
+
+Implemented by `containers` (podman and docker) and `processes` (bubblewrap, or none with `--unsafe-process`).
+Called by `compute.local.backend` for jobs and `compute.local.workers` for warm workers. An engine knows neither jobs
+nor services: names, mounts, limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A host folder or file seen at `target` inside."""
+
+    source: Path
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """A program to start. Values of `env` may be secrets: they must not appear in any argument list."""
+
+    name: str
+    image: str
+    argv: tuple[str, ...]
+    """Empty: the image's own command."""
+    env: Mapping[str, str] = field(repr=False)
+    mounts: tuple[Mount, ...]
+    workdir: str
+    log: Path
+    """Where the output goes: CRI lines (`<RFC3339Nano> stdout|stderr F|P <text>`), appended."""
+    cpu: int = 0
+    """Limit in millicores, 0 for none."""
+    memory: int = 0
+    """Limit in bytes, 0 for none."""
+    gpu: int = 0
+    always_pull: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a sandbox ended; `code` None when that can't be known (host rebooted), `killed_by_oom` when so."""
+
+    name: str
+    code: int | None
+    killed_by_oom: bool = False
+    finished: int | None = None
+
+
+class Engine(Protocol):
+    """A way to run sandboxes. All verbs idempotent by name; they survive the death of this server."""
+
+    name: str
+    """`podman`, `docker` or `process`."""
+    maps_paths: bool
+    """Whether mount targets exist inside; when not, programs see the host's paths."""
+    shares_fifo: bool
+    """Whether a FIFO in a mounted folder works between host and sandbox."""
+
+    async def probe(self) -> str:
+        """Find out by running it whether and how the engine works here; a description for people.
+
+        Raises:
+            EngineMissing: it does not work, with the engine's own words.
+        """
+
+    async def ensure_image(self, image: str, *, always: bool = False) -> None:
+        """Have the image here, pulling it when absent (or `always`).
+
+        Raises:
+            ImageError: with the engine's own words.
+        """
+
+    async def start(self, sandbox: Sandbox) -> None:
+        """Start it detached; silent when one of that name exists already, running or ended.
+
+        Raises:
+            EngineError, ImageError: it certainly did not start.
+        """
+
+    async def exit(self, name: str) -> Exit | None:
+        """Wait for the sandbox to end. None when there certainly is none of that name."""
+
+    async def running(self, name: str) -> bool | None:
+        """Whether it runs; None when there certainly is none of that name."""
+
+    async def kill(self, name: str) -> None:
+        """End it with all its processes, now. Silent if absent."""
+
+    async def remove(self, name: str) -> None:
+        """Kill it if need be and remove all trace of it except its log. Silent if absent."""
+
+    async def names(self, prefix: str = "") -> list[str]:
+        """All sandboxes of this installation whose name starts so, ended ones included."""
+
+    async def own(self, folder: Path) -> None:
+        """Make files that a sandbox wrote under `folder` readable and removable for this server (user namespaces)."""
+

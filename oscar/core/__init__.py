@@ -1,0 +1,1 @@
+"""The rules of the platform: services, jobs, buckets, users; calls ports downward, knows no HTTP."""

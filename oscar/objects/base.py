@@ -1,0 +1,191 @@
+"""The ports to object storage: `ObjectStore` (data), `BucketAdmin` (buckets and keys), `ObjectIndex` (rows).
+
+`ObjectStore` is called by the supervisor (staging) and `core.storage`; implemented by `objects.s3` (any S3) and
+`objects.embedded.store` (the built-in server's own folder, without HTTP). `ObjectIndex` is what the built-in server
+asks of the Store; `state.objects` implements it and this package never imports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from oscar.model.object import Bucket, Credential, Listing, Object, Part, Producer, Upload, Visibility
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object as a listing or a stat shows it; `modified` in Unix milliseconds."""
+
+    key: str
+    size: int
+    etag: str
+    modified: int
+    owner: str = ""
+
+
+class ObjectStore(Protocol):
+    """Objects of one store with one set of keys. Errors: ObjectNotFound, BucketNotFound, Forbidden, StorageError."""
+
+    async def download(self, bucket: str, key: str, path: Path) -> Found:
+        """Stream the object into a new file; on error the file is removed. Memory stays flat."""
+
+    async def upload(
+        self, bucket: str, key: str, path: Path, *, producer: Producer | None = None, content_type: str | None = None
+    ) -> Found:
+        """Store the file under the key, atomically. Memory stays flat.
+
+        With `producer`, the hop count travels in the object's metadata (`oscar-hops`), and the built-in store writes
+        the same key for the same job only once.
+        """
+
+    async def stat(self, bucket: str, key: str) -> Found:
+        """The object's size and tag."""
+
+    def list(self, bucket: str, prefix: str = "", *, start_after: str = "") -> AsyncIterator[Found]:
+        """All objects whose key starts with prefix, in key order."""
+
+    async def delete(self, bucket: str, key: str) -> None:
+        """Remove the object; silent if absent."""
+
+    async def ensure_bucket(self, bucket: str) -> None:
+        """Create the bucket if it is absent and that is allowed; silent if present."""
+
+    async def presign(
+        self, bucket: str, key: str, *, method: str, expires: int, headers: Mapping[str, str] | None = None
+    ) -> str:
+        """A URL that allows `method` (GET or PUT) on the key for `expires` seconds (at most 7 days)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a bucket holds."""
+
+    objects: int
+    size: int
+
+
+class BucketAdmin(Protocol):
+    """Buckets and keys of the platform's own store."""
+
+    async def create_bucket(self, bucket: Bucket) -> bool:
+        """Create it; False when a bucket of that name exists (left as it is)."""
+
+    async def update_bucket(
+        self, name: str, *, visibility: Visibility, allowed_users: Sequence[str], tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Change who sees it. Raises BucketNotFound."""
+
+    async def bucket(self, name: str) -> Bucket | None:
+        """The bucket, None when there is none."""
+
+    async def buckets(self) -> list[Bucket]:
+        """All buckets in name order."""
+
+    async def delete_bucket(self, name: str, *, force: bool = False) -> None:
+        """Remove an empty bucket, or with `force` also what it holds. Silent if absent. Raises BucketNotEmpty."""
+
+    async def usage(self, name: str) -> Usage:
+        """How many objects and bytes it holds."""
+
+    async def credential_of(self, user: str) -> Credential:
+        """The user's own key pair, made when absent."""
+
+
+class ObjectIndex(Protocol):
+    """The rows behind the built-in store. Each verb is one transaction; errors are of `oscar.errors`."""
+
+    async def credential(self, access_key: str) -> Credential | None:
+        """The key pair of that access key."""
+
+    async def bucket(self, name: str) -> Bucket | None:
+        """The bucket, None when there is none."""
+
+    async def buckets(self) -> list[Bucket]:
+        """All buckets in name order."""
+
+    async def create_bucket(self, bucket: Bucket) -> bool:
+        """Insert; False when the name is taken."""
+
+    async def replace_bucket(self, bucket: Bucket) -> None:
+        """Overwrite its settings. Raises BucketNotFound."""
+
+    async def delete_bucket(self, name: str, *, force: bool = False) -> list[str]:
+        """Remove it; with force its objects and uploads too. The generations whose blobs are now free.
+
+        Raises BucketNotFound, BucketNotEmpty.
+        """
+
+    async def usage(self, bucket: str) -> Usage:
+        """Count and total size of the bucket's objects."""
+
+    async def get(self, bucket: str, key: str) -> Object | None:
+        """The object, None when there is none."""
+
+    async def commit(
+        self,
+        obj: Object,
+        *,
+        event: str = "s3:ObjectCreated:Put",
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        producer: Producer | None = None,
+        source_ip: str = "",
+    ) -> str | None:
+        """Make the object visible and enqueue the jobs of all services that listen there: one transaction.
+
+        The blob must be durable on disk before. Conditions are checked inside the transaction.
+
+        Returns:
+            The generation that was replaced (its blob is free now), None when the key was new.
+
+        Raises:
+            BucketNotFound: the bucket is gone.
+            PreconditionFailed: `if_none_match` and the key exists, or its etag is not `if_match`.
+        """
+
+    async def retag(self, bucket: str, key: str, tags: Mapping[str, str]) -> None:
+        """Replace the object's tags. Raises ObjectNotFound."""
+
+    async def delete(self, bucket: str, keys: Sequence[str]) -> dict[str, str]:
+        """Remove objects; the removed keys with their generations (absent keys are left out)."""
+
+    async def list(
+        self, bucket: str, *, prefix: str = "", delimiter: str = "", after: str = "", limit: int = 1000
+    ) -> Listing:
+        """A page in UTF-8 byte order of keys, strictly after `after`; with delimiter, keys folded to prefixes."""
+
+    async def create_upload(self, upload: Upload) -> None:
+        """Insert. Raises BucketNotFound."""
+
+    async def upload(self, upload_id: str) -> Upload | None:
+        """The upload in progress."""
+
+    async def uploads(self, bucket: str, *, prefix: str = "") -> list[Upload]:
+        """Uploads in progress in key order."""
+
+    async def put_part(self, part: Part) -> str | None:
+        """Insert or replace the part; the generation it replaced. Raises UploadNotFound."""
+
+    async def parts(self, upload_id: str) -> list[Part]:
+        """Its parts in order of their number."""
+
+    async def complete_upload(
+        self, upload_id: str, obj: Object, *, if_none_match: bool = False, if_match: str | None = None,
+        source_ip: str = "",
+    ) -> list[str]:
+        """`commit` the assembled object and remove the upload and its parts, in one transaction.
+
+        Returns the generations that are free now (parts, and a replaced object).
+        """
+
+    async def abort_upload(self, upload_id: str) -> list[str]:
+        """Remove the upload; the generations of its parts. Raises UploadNotFound."""
+
+    async def referenced(self, generations: Sequence[str]) -> set[str]:
+        """Which of the generations are in use (for the sweep of orphan blobs)."""
+
+    async def delivered(self, producer: Producer, bucket: str, key: str) -> bool:
+        """Whether that job has already written that key."""

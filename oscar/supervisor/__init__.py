@@ -1,0 +1,1 @@
+"""Staging beside the user's container: what to fetch and store (plan) and doing it (stage)."""
