@@ -1,0 +1,96 @@
+"""Fixtures of all tests, and the rule that nothing is skipped silently.
+
+A test is skipped only for a reason listed in skips.txt; with CI=true any other skip fails the run, so that a
+missing program can't turn a suite green by leaving its tests out.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from _pytest.terminal import TerminalReporter
+
+from tests import postgres
+
+SKIPS = Path(__file__).with_name("skips.txt")
+UNEXPECTED = pytest.StashKey[list[tuple[str, str]]]()
+
+
+def where() -> str:
+    """Which of the runs of skips.txt this is."""
+    if os.environ.get("OSCAR_TEST_REAL"):
+        return "real"
+    return "plain" if os.geteuid() == 0 else "user"
+
+
+def allowed_reasons(text: str, here: str) -> list[str]:
+    """The beginnings of the reasons that hold in this run."""
+    rows = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [reason.strip() for place, reason in rows if place in {here, "any"}]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[UNEXPECTED] = []
+    config.pluginmanager.register(SkipWatch(config), "skip-watch")
+
+
+class SkipWatch:
+    """Collects the skips whose reason is not in the list; in CI they fail the run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.allowed = tuple(allowed_reasons(SKIPS.read_text(), where()))
+
+    def _look(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        # An expected failure is reported as a skip as well, but has `wasxfail`.
+        if not report.skipped or hasattr(report, "wasxfail"):
+            return
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if not reason.startswith(self.allowed):
+            self.config.stash[UNEXPECTED].append((report.nodeid, reason))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._look(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._look(report)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.config.stash[UNEXPECTED] and os.environ.get("CI") == "true":
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
+        unexpected = self.config.stash[UNEXPECTED]
+        if unexpected:
+            terminalreporter.section("skipped, and tests/skips.txt does not allow it here", red=True)
+        for test, reason in unexpected:
+            terminalreporter.line(f"{test}: {reason}")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The only event loop there is."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.Postgres]:
+    """A real PostgreSQL, started once."""
+    try:
+        with postgres.server() as server:
+            yield server
+    except postgres.PostgresMissing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def postgres_url(postgres_server: postgres.Postgres) -> Iterator[str]:
+    """SQLAlchemy's URL of an empty database of a real PostgreSQL, for one test."""
+    database = f"t{uuid.uuid4().hex}"
+    yield postgres_server.create(database)
+    postgres_server.drop(database)
