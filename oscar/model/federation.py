@@ -1,7 +1,7 @@
 """Replicas of a service on other clusters: the `federation` and `clusters` blocks of a service.
 
-Called by `model.service`; the rules of delegation live in the core. Field names are those of `types.Federation`,
-`types.Replica` and `types.Cluster` in the API of OSCAR 4.1.2. Pure.
+Called by `model.service`; the rules of delegation live in the core. Field names are those of
+`types.Federation`, `types.Replica` and `types.Cluster` in the API of OSCAR 4.1.2. Pure.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Federation(Model):
 
 
 def from_legacy(data: Any) -> Any:
-    """A service whose `replicas`, `delegation` and `rescheduler_threshold` stand beside it as `federation` has them.
+    """A service with its top-level `replicas`, `delegation` and `rescheduler_threshold` under `federation`.
 
     That is how files before OSCAR 4 and its documentation write a replica list. A `federation` block wins.
     """

@@ -1,7 +1,7 @@
 """How JSON and YAML values become fields of a model: the base class and the field types of `model.service`.
 
-Clients of OSCAR write keys in any case (its decoder ignores case), `null` for "not given", and numbers or booleans
-where text belongs. Called by `model.storage`, `model.service` and `model.federation`. Pure.
+Clients of OSCAR write keys in any case (its decoder ignores case), `null` for "not given", and numbers or
+booleans where text belongs. Called by `model.storage`, `model.service` and `model.federation`. Pure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Model(BaseModel):
 def fold_keys(model: type[BaseModel], data: Any) -> Any:
     """The mapping with its keys in the model's own spelling and without nulls; other values as they are.
 
-    Two spellings of one key are merged when both hold mappings (as OSCAR's decoder does), else the exact one wins.
+    Two spellings of one key are merged when both hold mappings (as OSCAR's decoder does), else the exact
+    one wins.
     """
     if not isinstance(data, Mapping):
         return data

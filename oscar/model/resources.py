@@ -1,7 +1,7 @@
 """Kubernetes quantities as numbers: `500m` CPU, `256Mi` memory. Exact, no floats.
 
-Format: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/. Called by `model.fields`
-(validation), `model.service` and everything that sets limits or adds up quotas. Pure.
+Format: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/. Called by
+`model.fields` (validation), `model.service` and everything that sets limits or adds up quotas. Pure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Take the secrets out of a service's definition and put them back.
 
-`core.services` stores and shows definitions without secrets and keeps the secrets sealed in the Store; engines get
-both together. Pure.
+`core.services` stores and shows definitions without secrets and keeps the secrets sealed in the Store;
+engines get both together. Pure.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _PROVIDER_SECRETS = frozenset({"access_key", "secret_key", "password", "token", 
 def without_secrets(service: Service, *, keep_token: bool = False) -> Service:
     """The service with the values of all secrets blanked; `minio.default` shows "hidden" for its keys.
 
-    Secrets are: the token (kept with `keep_token`, for the owner's eyes), `environment.secrets`, keys, passwords and
-    tokens of storage providers, passwords of clusters, header values of replicas.
+    Secrets are: the token (kept with `keep_token`, for the owner's eyes), `environment.secrets`, keys,
+    passwords and tokens of storage providers, passwords of clusters, header values of replicas.
     """
 
     def blank(path: tuple[str, ...], value: str) -> str:
@@ -34,7 +34,7 @@ def without_secrets(service: Service, *, keep_token: bool = False) -> Service:
 
 
 def secrets_of(service: Service) -> dict[str, str]:
-    """The secrets by their JSON Pointer (RFC 6901), such as `/environment/secrets/NAME`; blank ones are left out."""
+    """The secrets by JSON Pointer (RFC 6901), as `/environment/secrets/NAME`; blank ones are left out."""
     found: dict[str, str] = {}
 
     def keep(path: tuple[str, ...], value: str) -> str:
@@ -47,7 +47,7 @@ def secrets_of(service: Service) -> dict[str, str]:
 
 
 def with_secrets(service: Service, secrets: Mapping[str, str]) -> Service:
-    """The service with blank (or hidden) secrets filled from `secrets`; those it has no place for are ignored.
+    """The service with blank (or hidden) secrets filled from `secrets`; those without a place are ignored.
 
     So it undoes `without_secrets`, and keeps the secrets that an update of the definition left blank.
     """

@@ -1,8 +1,9 @@
-"""A service: its image, script, inputs and outputs and all else that its definition can say, with defaults and rules.
+"""A service: its image, script, inputs, outputs and all else that its definition says, defaults and rules.
 
-The noun that every layer speaks of. `parse_service` is the way in for definitions that users send; the API, the
-Store and the engines take `Service` values. Field names are those of `types.Service` in the API of OSCAR 4.1.2; ours
-beside them are `retry`, `timeout` and `concurrency`. Secrets: `model.secrets`; FDL files: `model.fdl`. Pure.
+The noun that every layer speaks of. `parse_service` is the way in for definitions that users send; the API,
+the Store and the engines take `Service` values. Field names are those of `types.Service` in the API of
+OSCAR 4.1.2; ours beside them are `retry`, `timeout` and `concurrency`. Secrets: `model.secrets`; FDL files:
+`model.fdl`. Pure.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class Environment(Model):
 
 
 class Retry(Model):
-    """How often a failed job is tried again; see `model.job.RetryPolicy`. Times in seconds or as `30s`, `10m`."""
+    """How often a failed job is tried again; see `model.job.RetryPolicy`. Times in seconds or as `30s`."""
 
     attempts: int = Field(default=0, ge=0, le=100)
     delay: Seconds = 10.0
@@ -312,7 +313,7 @@ class Service(Model):
         )
 
     def is_own_store(self, place: StorageIOConfig) -> bool:
-        """Whether the place is on the platform's own store (`minio.default`, or `minio` with this cluster's id)."""
+        """Whether the place is on the platform's own store: `minio.default` or `minio.<cluster_id>`."""
         ref = place.provider
         return ref == OWN_STORE or bool(self.cluster_id and ref == (ProviderType.MINIO, self.cluster_id))
 
@@ -326,7 +327,7 @@ class Service(Model):
         return list(dict.fromkeys(watched))
 
     def buckets(self) -> list[str]:
-        """The buckets of the own store that the service reads or writes, each once: inputs, outputs, mount."""
+        """The buckets of the own store that the service uses, each once: inputs, outputs, mount."""
         places = [*self.input, *self.output, *([self.mount] if self.mount else [])]
         return list(dict.fromkeys(place.bucket for place in places if self.is_own_store(place)))
 
@@ -462,7 +463,7 @@ _LEFT_OUT_WHEN_EMPTY = frozenset(
 
 
 def definition(service: Service) -> dict[str, Any]:
-    """The service as JSON of the API: every field with its value, optional blocks only where they say something."""
+    """The service as JSON of the API: every field, optional blocks only where they say something."""
     data: dict[str, Any] = service.model_dump(mode="json", exclude_none=True)
     for name in _LEFT_OUT_WHEN_EMPTY & data.keys():
         if getattr(service, name) == Service.model_fields[name].get_default():

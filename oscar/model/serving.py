@@ -1,7 +1,7 @@
-"""What a service says about serving and storage that outlive a job: scale, exposed ports, KServe, managed volume.
+"""What a service says about parts that outlive a job: scale, exposed ports, KServe, managed volume.
 
-Called by `model.service`. Field names are those of `types.Expose`, `types.Kserve` and `types.ServiceVolumeConfig` in
-the API of OSCAR 4.1.2. Pure.
+Called by `model.service`. Field names are those of `types.Expose`, `types.Kserve` and
+`types.ServiceVolumeConfig` in the API of OSCAR 4.1.2. Pure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from oscar.model.fields import (
     CpuQuantity,
@@ -79,8 +79,8 @@ class Expose(Model):
 
     @field_validator("min_scale", "max_scale", "cpu_threshold")
     @classmethod
-    def _zero_is_default(cls, value: int, info: Any) -> int:
-        return value or int(cls.model_fields[info.field_name].default)
+    def _zero_is_default(cls, value: int, info: ValidationInfo) -> int:
+        return value or int(cls.model_fields[str(info.field_name)].default)
 
     @field_validator("health_path")
     @classmethod
@@ -126,8 +126,8 @@ class Kserve(Model):
     inference: KserveInference | None = None
     llm_inference: KserveLLMInference | None = None
     api_version: Annotated[Literal["v1", "v2"], _choice("v1", "v2")] = "v1"
-    min_scale: int = Field(default=0, ge=0)
-    max_scale: int = Field(default=1, ge=0)
+    min_scale: int = Field(default=0, ge=0, validate_default=True)
+    max_scale: int = Field(default=1, ge=0, validate_default=True)
     cpu: CpuQuantity = "0.2"
     memory: MemoryQuantity = "256Mi"
     args: list[Text] = []
@@ -148,6 +148,15 @@ class Kserve(Model):
             data.setdefault("api_version", inference["api_version"])
         return data
 
+    @field_validator("min_scale", "max_scale")
+    @classmethod
+    def _scale(cls, value: int, info: ValidationInfo) -> int:
+        # A language model keeps one replica; the largest number is never below the least.
+        if info.field_name == "max_scale":
+            least: int = info.data.get("min_scale", 0)
+            return max(value, least, 1)
+        return max(value, 1) if info.data.get("type") == "llm_inference" else value
+
     @model_validator(mode="after")
     def _complete(self) -> Kserve:
         if not self.storage_uri:
@@ -167,19 +176,13 @@ class Kserve(Model):
             raise refuse("inference belongs to the type inference", field="inference")
         return self
 
-    @property
-    def scale(self) -> tuple[int, int]:
-        """The least and the largest number of replicas: a language model keeps one, the largest is never below."""
-        least = max(self.min_scale, 1) if self.type == "llm_inference" else self.min_scale
-        return least, max(self.max_scale, least, 1)
-
 
 _VOLUME_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _KEPT_PATHS = ("/oscar/bin", "/oscar/config")
 
 
 class ServiceVolume(Model):
-    """A managed volume: with `size` it is created (named as the service by default), without it is attached."""
+    """A managed volume: with `size` it is created, named as the service by default; without, attached."""
 
     name: Name = ""
     size: MemoryQuantity = ""

@@ -1,7 +1,7 @@
-"""Where a service's files come from and go to: storage providers and the `input`, `output` and `mount` blocks.
+"""Where a service's files come from and go to: storage providers, `input`, `output` and `mount` blocks.
 
-Called by `model.service` (validation), the supervisor (which store a path means) and `core.storage`. Field names are
-those of `types.StorageProviders` and `types.StorageIOConfig` in the API of OSCAR 4.1.2. Pure.
+Called by `model.service` (validation), the supervisor (which store a path means) and `core.storage`. Field
+names are those of `types.StorageProviders` and `types.StorageIOConfig` in the API of OSCAR 4.1.2. Pure.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ _MOUNT_OPTIONS = re.compile(r"[A-Za-z0-9\-_.:=,/ ]*")
 class StorageIOConfig(Model):
     """One place where files come from or go to.
 
-    `path` starts with the bucket for MinIO and S3. `prefix` and `suffix` choose which outputs are stored there: any
-    of the prefixes and any of the suffixes. `options` are flags for a mount.
+    `path` starts with the bucket for MinIO and S3. `prefix` and `suffix` choose which outputs are stored
+    there: any of the prefixes and any of the suffixes. `options` are flags for a mount.
     """
 
     storage_provider: Annotated[Text, AfterValidator(clean_provider)] = str(OWN_STORE)
