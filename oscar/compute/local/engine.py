@@ -7,7 +7,7 @@ nor services: names, mounts, limits.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -46,12 +46,38 @@ class Sandbox:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a sandbox ended; `code` None when that can't be known (host rebooted), `killed_by_oom` when so."""
+    """How a sandbox ended; `code` None when that can't be known (removed by somebody, its keeper was killed)."""
 
     name: str
     code: int | None
     killed_by_oom: bool = False
+    """The kernel killed a process of it for going over the memory limit."""
     finished: int | None = None
+    """Unix milliseconds."""
+    refused: str | None = None
+    """The engine's words when the program certainly never began (no such file, mount refused)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found out about an engine by running it; kept between starts, shown by `oscar doctor`."""
+
+    version: str
+    detail: str = ""
+    """For people: runtime, cgroup version, rootless or not."""
+    options: tuple[str, ...] = ()
+    """Arguments without which a container does not start here, such as `--runtime=runc`."""
+    memory: bool = False
+    """Memory limits are kept."""
+    cpu: bool = False
+    """CPU limits are kept."""
+    gpu: tuple[str, ...] = ()
+    """Arguments that give a container the GPUs; none when there is no way."""
+    rootless: bool = False
+    isolated: bool = True
+    """Programs can't see this machine's files and processes."""
+    warnings: tuple[str, ...] = ()
+    """What an administrator should know, such as a limit that is not kept."""
 
 
 class Engine(Protocol):
@@ -63,6 +89,8 @@ class Engine(Protocol):
     """Whether mount targets exist inside; when not, programs see the host's paths."""
     shares_fifo: bool
     """Whether a FIFO in a mounted folder works between host and sandbox."""
+    facts: Facts
+    """What the last `probe` found; empty before."""
 
     async def probe(self) -> str:
         """Find out by running it whether and how the engine works here; a description for people.
@@ -86,7 +114,10 @@ class Engine(Protocol):
         """
 
     async def exit(self, name: str) -> Exit | None:
-        """Wait for the sandbox to end. None when there certainly is none of that name."""
+        """Wait for the sandbox to end. None when its program certainly never began: it may be started now.
+
+        When it began and there is no trace of its end, that is an `Exit` with code None.
+        """
 
     async def running(self, name: str) -> bool | None:
         """Whether it runs; None when there certainly is none of that name."""
@@ -102,4 +133,7 @@ class Engine(Protocol):
 
     async def own(self, folder: Path) -> None:
         """Make files that a sandbox wrote under `folder` readable and removable for this server (user namespaces)."""
+
+    async def close(self) -> None:
+        """Let go of the engine (event streams, watches); sandboxes go on."""
 
