@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from _pytest.terminal import TerminalReporter
 
-from tests import postgres
+from tests import images, postgres
 
 SKIPS = Path(__file__).with_name("skips.txt")
 UNEXPECTED = pytest.StashKey[list[tuple[str, str]]]()
@@ -94,3 +94,24 @@ def postgres_url(postgres_server: postgres.Postgres) -> Iterator[str]:
     database = f"t{uuid.uuid4().hex}"
     yield postgres_server.create(database)
     postgres_server.drop(database)
+
+
+@pytest.fixture(scope="session")
+def container_engine() -> str:
+    """`podman` or `docker`, whichever works here."""
+    try:
+        return images.engine()
+    except images.ImageImpossible as why:
+        pytest.skip(str(why))
+
+
+@pytest.fixture(scope="session")
+def busybox_image(container_engine: str) -> str:
+    """The name of a small image with `/bin/sh`."""
+    return images.busybox(container_engine)
+
+
+@pytest.fixture(scope="session")
+def user_image(container_engine: str) -> str:
+    """The same with another user than root."""
+    return images.busybox(container_engine, "USER 1001")
