@@ -1,8 +1,8 @@
 """Container images for tests, made on this machine: no registry is asked.
 
 Called by the fixtures `busybox_image` and `user_image` of conftest.py; calls `podman` or `docker` to import a
-root file system made of Debian's static busybox. An image is named by the hash of what it is made of, so that it
-is made once per machine.
+root file system made of Debian's static busybox. An image is named by the hash of what it is made of, so that
+it is made once per machine.
 """
 
 from __future__ import annotations
