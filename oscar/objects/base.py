@@ -94,11 +94,26 @@ class BucketAdmin(Protocol):
         """The user's own key pair, made when absent."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the rows say about the three nouns of a request; None for what there is not or was not asked."""
+
+    credential: Credential | None
+    bucket: Bucket | None
+    object: Object | None
+
+
 class ObjectIndex(Protocol):
     """The rows behind the built-in store. Each verb is one transaction; errors are of `oscar.errors`."""
 
+    async def lookup(self, *, access_key: str | None, bucket: str | None, key: str | None) -> Known:
+        """Key pair, bucket and object in one read: all that most requests need, in one trip to the database."""
+
     async def credential(self, access_key: str) -> Credential | None:
         """The key pair of that access key."""
+
+    async def credential_of(self, user: str, *, admin: bool = False) -> Credential:
+        """The user's own key pair, made when absent."""
 
     async def bucket(self, name: str) -> Bucket | None:
         """The bucket, None when there is none."""
@@ -138,8 +153,17 @@ class ObjectIndex(Protocol):
 
         The blob must be durable on disk before. Conditions are checked inside the transaction.
 
+        Args:
+            obj: the row to insert or replace.
+            event: S3 name of the event, for the jobs.
+            if_none_match: the key must be new.
+            if_match: the key must exist with this etag (without quotes), or at all for `*`.
+            producer: the job that writes; when it has written this key before, nothing is done.
+            source_ip: of the client, for the event.
+
         Returns:
-            The generation that was replaced (its blob is free now), None when the key was new.
+            The generation whose blob is free now: the replaced one; `obj.generation` itself when the producer had
+            delivered before; None when the key was new.
 
         Raises:
             BucketNotFound: the bucket is gone.
@@ -155,7 +179,11 @@ class ObjectIndex(Protocol):
     async def list(
         self, bucket: str, *, prefix: str = "", delimiter: str = "", after: str = "", limit: int = 1000
     ) -> Listing:
-        """A page in UTF-8 byte order of keys, strictly after `after`; with delimiter, keys folded to prefixes."""
+        """A page in UTF-8 byte order of keys, strictly after `after`; with delimiter, keys folded to prefixes.
+
+        An `after` that is itself a folded prefix skips all keys under it. Listed objects carry no metadata, headers,
+        tags or checksums: `get` does.
+        """
 
     async def create_upload(self, upload: Upload) -> None:
         """Insert. Raises BucketNotFound."""
@@ -167,25 +195,34 @@ class ObjectIndex(Protocol):
         """Uploads in progress in key order."""
 
     async def put_part(self, part: Part) -> str | None:
-        """Insert or replace the part; the generation it replaced. Raises UploadNotFound."""
+        """Insert or replace the part; the generation that is free now, None when there is none.
+
+        A part whose generation is the upload's id lies in the upload's own file, which stays. Raises UploadNotFound.
+        """
 
     async def parts(self, upload_id: str) -> list[Part]:
         """Its parts in order of their number."""
 
     async def complete_upload(
-        self, upload_id: str, obj: Object, *, if_none_match: bool = False, if_match: str | None = None,
+        self,
+        upload_id: str,
+        obj: Object,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
         source_ip: str = "",
     ) -> list[str]:
         """`commit` the assembled object and remove the upload and its parts, in one transaction.
 
-        Returns the generations that are free now (parts, and a replaced object).
+        Returns the generations that are free now: parts, the upload's own file (named by its id), a replaced object;
+        never that of `obj`. Raises UploadNotFound, and what `commit` raises.
         """
 
     async def abort_upload(self, upload_id: str) -> list[str]:
-        """Remove the upload; the generations of its parts. Raises UploadNotFound."""
+        """Remove the upload; the generations of its parts and its own file (its id). Raises UploadNotFound."""
 
     async def referenced(self, generations: Sequence[str]) -> set[str]:
-        """Which of the generations are in use (for the sweep of orphan blobs)."""
+        """Which of the generations are in use by an object, a part or as the id of an upload (for the sweep)."""
 
     async def delivered(self, producer: Producer, bucket: str, key: str) -> bool:
         """Whether that job has already written that key."""

@@ -19,7 +19,6 @@ CODES: dict[str, tuple[int, str]] = {
     "BucketNotEmpty": (409, "The bucket still holds objects."),
     "EntityTooLarge": (400, "The upload is larger than the maximum size of an object."),
     "EntityTooSmall": (400, "A part other than the last is smaller than the minimum of 5 MiB."),
-    "ExpiredToken": (400, "Temporary security tokens are not supported."),
     "IncompleteBody": (400, "The body is shorter or longer than announced."),
     "InsufficientStorage": (507, "The disk of the server is nearly full; nothing was stored."),
     "InternalError": (500, "We encountered an internal error. Please try again."),
@@ -59,6 +58,7 @@ CODES: dict[str, tuple[int, str]] = {
     "OwnershipControlsNotFoundError": (404, "The bucket has no ownership controls."),
     "PreconditionFailed": (412, "A condition of the request does not hold."),
     "ReplicationConfigurationNotFoundError": (404, "The bucket has no replication configuration."),
+    "RequestTimeout": (400, "The body did not arrive in time."),
     "RequestTimeTooSkewed": (403, "The clocks of client and server differ by more than 15 minutes."),
     "ServerSideEncryptionConfigurationNotFoundError": (404, "The bucket has no encryption configuration."),
     "ServiceUnavailable": (503, "The server can't take requests now; try again later."),
@@ -67,7 +67,10 @@ CODES: dict[str, tuple[int, str]] = {
         "The signature does not match the one calculated. Check your secret key and signing method.",
     ),
     "SlowDown": (503, "Please reduce your request rate."),
-    "XAmzContentSHA256Mismatch": (400, "The SHA-256 of the body is not the one given in x-amz-content-sha256."),
+    "XAmzContentSHA256Mismatch": (
+        400,
+        "The SHA-256 of the body is not the one given in x-amz-content-sha256.",
+    ),
 }
 """Code -> (HTTP status, default message); codes as in the S3 API reference, "Error responses"."""
 

@@ -114,7 +114,9 @@ def document(name: str, parts: Iterable[str]) -> bytes:
     return f'{_HEAD}<{name} xmlns="{NAMESPACE}">{"".join(parts)}</{name}>'.encode()
 
 
-def error_document(code: str, message: str, details: dict[str, str | int], resource: str, request_id: str) -> bytes:
+def error_document(
+    code: str, message: str, details: dict[str, str | int], resource: str, request_id: str
+) -> bytes:
     """The error document, which has no namespace."""
     parts = [element("Code", code), element("Message", message)]
     parts += [element(name, value) for name, value in details.items()]

@@ -1,0 +1,211 @@
+"""The folder of bodies: immutable files `blobs/<aa>/<generation>`, each made durable before its row is committed.
+
+Called by `intake`, the operations and `store`; calls only the file system. A file without a row is nothing: readers
+come by the row. So a body is written straight under its own, unique name, without a temporary file and rename (one
+journal commit less per object). While it has no row its writer holds a lock on it, which dies with the process; the
+sweep at start removes what has neither row nor lock. See `docs/s3.md`, "On disk".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from oscar.errors import StorageError, StorageFull
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+COPY_STEP = 64 * 1024 * 1024
+"""Bytes asked of the kernel in one copy call."""
+_BUFFER = 1024 * 1024
+_MAX_VECTORS = 512
+_NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Blobs:
+    """Bodies under one folder. The methods without `async` block: they run in worker threads, by `run`."""
+
+    def __init__(self, folder: Path, *, reserve: int = 512 * 1024 * 1024, threads: int = 16) -> None:
+        """Open or make the folder.
+
+        Args:
+            folder: holds `aa/<generation>`.
+            reserve: bytes of the disk to leave free; intake is refused below.
+            threads: how many bodies are written or read at the same time.
+        """
+        self.folder = folder
+        self.reserve = reserve
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+        self._folders: dict[str, int] = {}
+        self._opening = threading.Lock()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """End the worker threads after their present work."""
+        self._threads.shutdown(wait=True)
+        for descriptor in self._folders.values():
+            os.close(descriptor)
+        self._folders.clear()
+
+    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
+        """Run blocking work in a worker thread."""
+        loop = asyncio.get_running_loop()
+        if kwargs:
+            return loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
+        return loop.run_in_executor(self._threads, work, *args)
+
+    @staticmethod
+    def new_generation() -> str:
+        """A name for a body that was never used and sorts by time: microseconds, then 32 random bits, in hex."""
+        return f"{time.time_ns() // 1000:014x}{secrets.token_hex(4)}"
+
+    def path(self, generation: str) -> Path:
+        """Where the body lies."""
+        return self.folder / generation[-2:] / generation
+
+    def _folder_of(self, generation: str) -> int:
+        """A descriptor of the folder of a body; kept open, there are 256 at most."""
+        name = generation[-2:]
+        descriptor = self._folders.get(name)
+        if descriptor is None:
+            with self._opening:
+                descriptor = self._folders.get(name)
+                if descriptor is None:
+                    path = self.folder / name
+                    if not path.is_dir():
+                        path.mkdir(mode=0o700, exist_ok=True)
+                        _sync_folder(self.folder)
+                    descriptor = self._folders[name] = os.open(
+                        path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                    )
+        return descriptor
+
+    def check_space(self, size: int) -> None:
+        """Raise StorageFull when so many more bytes would leave less than the reserve."""
+        disk = os.statvfs(self.folder)
+        if disk.f_bavail * disk.f_frsize < size + self.reserve:
+            raise StorageFull
+
+    def create(self, generation: str) -> int:
+        """A descriptor of a new, empty body, locked against the sweep until it is closed."""
+        folder = self._folder_of(generation)
+        with translated():
+            descriptor = os.open(
+                generation, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder
+            )
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return descriptor
+
+    def open(self, generation: str) -> int:
+        """A descriptor for reading. Raises FileNotFoundError when the body was replaced in the meantime."""
+        return os.open(generation, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._folder_of(generation))
+
+    def reopen(self, generation: str) -> int:
+        """A descriptor for writing into a body that exists or not: the file of a multipart upload."""
+        folder = self._folder_of(generation)
+        with translated():
+            return os.open(generation, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
+
+    def seal(self, descriptor: int, generation: str) -> None:
+        """Make the body and its name durable."""
+        with translated():
+            os.fsync(descriptor)
+            os.fsync(self._folder_of(generation))
+
+    def discard(self, generations: Iterable[str]) -> None:
+        """Remove bodies; silent if absent. Who has one open reads on."""
+        for generation in generations:
+            with suppress(FileNotFoundError):
+                os.unlink(generation, dir_fd=self._folder_of(generation))
+
+    def discard_later(self, generations: Iterable[str]) -> None:
+        """Remove bodies in the background; what a crash leaves, the next start's sweep removes."""
+        freed = [generation for generation in generations if generation]
+        if freed:
+            self._threads.submit(self.discard, freed)
+
+    def all(self) -> Iterator[list[str]]:
+        """The names of all bodies, a folder at a time."""
+        for entry in sorted(os.listdir(self.folder)):
+            path = self.folder / entry
+            if path.is_dir():
+                yield sorted(os.listdir(path))
+
+
+class translated:  # noqa: N801 - reads as a clause: with translated()
+    """Errors of the file system in our own tree: a full disk is StorageFull, the rest StorageError."""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Translate."""
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            if error.errno in _FULL:
+                raise StorageFull from error
+            raise StorageError(f"The folder of bodies can't be written: {error.strerror}.") from error
+
+
+def write_at(descriptor: int, pieces: list[memoryview], offset: int) -> int:
+    """Write all pieces one after the other from that offset; the number of bytes."""
+    total = 0
+    with translated():
+        for first in range(0, len(pieces), _MAX_VECTORS):
+            vectors = pieces[first : first + _MAX_VECTORS]
+            while vectors:
+                written = os.pwritev(descriptor, vectors, offset + total)
+                total += written
+                while vectors and written >= len(vectors[0]):
+                    written -= len(vectors.pop(0))
+                if vectors and written:
+                    vectors[0] = vectors[0][written:]
+    return total
+
+
+def copy_range(source: int, target: int, size: int, source_offset: int = 0, target_offset: int = 0) -> None:
+    """Copy bytes between two open files inside the kernel (as a reflink where the file system has it).
+
+    Raises:
+        StorageFull: the disk is full.
+        StorageError: the source ended early, or another error of the file system.
+    """
+    done = 0
+    with translated():
+        while done < size:
+            step = min(size - done, COPY_STEP)
+            try:
+                copied = os.copy_file_range(source, target, step, source_offset + done, target_offset + done)
+            except OSError as error:
+                if error.errno not in _NO_KERNEL_COPY:
+                    raise
+                copied = _copy_by_hand(
+                    source, target, min(step, _BUFFER), source_offset + done, target_offset + done
+                )
+            if not copied:
+                raise StorageError("A body is shorter than its row says.")
+            done += copied
+
+
+def _copy_by_hand(source: int, target: int, size: int, source_offset: int, target_offset: int) -> int:
+    data = os.pread(source, size, source_offset)
+    return write_at(target, [memoryview(data)], target_offset) if data else 0
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,153 @@
+"""An S3 request as the operations see it: bucket, key, query and headers of an ASGI scope.
+
+Made by `server`, used by `signature`, `cors` and every operation. Holds no rule but how an address names a bucket:
+path style (`/bucket/key`), or virtual-host style (`bucket.<domain>/key`) where a domain is configured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from oscar.model.object import Bucket, Credential
+from oscar.objects.embedded.faults import fault
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+ANONYMOUS = "anonymous"
+"""Owner of what a request without credentials stores."""
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise fault("InvalidURI", "The URI is not UTF-8.") from error
+
+
+def parse_query(raw: bytes) -> list[tuple[str, str]]:
+    """The pairs of a query string, decoded; a parameter without `=` has the value ""."""
+    pairs = []
+    for item in raw.split(b"&"):
+        if item:
+            name, _, value = item.partition(b"=")
+            pairs.append((_unquote_plus(name), _unquote_plus(value)))
+    return pairs
+
+
+def _unquote_plus(data: bytes) -> str:
+    if b"+" in data:
+        data = data.replace(b"+", b" ")
+    return _decode(unquote_to_bytes(data) if b"%" in data else data)
+
+
+class Request:
+    """One request. `credential` and `known_bucket` are filled in by `server` before an operation runs."""
+
+    __slots__ = (
+        "bucket",
+        "credential",
+        "headers",
+        "host",
+        "id",
+        "key",
+        "known_bucket",
+        "method",
+        "pairs",
+        "path",
+        "query",
+        "receive",
+        "signed",
+        "source_ip",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, request_id: str, domain: str | None = None) -> None:
+        """Read the scope.
+
+        Args:
+            scope: ASGI HTTP scope with `raw_path`.
+            receive: ASGI receive, for the body.
+            request_id: goes into answers and the log.
+            domain: buckets are also served at `<bucket>.<domain>`; None for path style only.
+
+        Raises:
+            S3Error: InvalidURI.
+        """
+        self.receive = receive
+        self.id = request_id
+        self.method: str = scope["method"]
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in scope["headers"]:
+            name = raw_name.decode("latin-1")
+            # Header values may be UTF-8 (user metadata of Go clients); latin-1 keeps any bytes for the signature.
+            value = raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]},{value}" if name in headers else value
+        self.headers = headers
+        self.host = headers.get("host", "")
+        raw_path: bytes = scope["raw_path"]
+        self.path = _decode(unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path)
+        self.pairs = parse_query(scope["query_string"])
+        self.query = dict(self.pairs)
+        self.bucket, self.key = self._address(domain)
+        client = scope.get("client")
+        self.source_ip: str = client[0] if client else ""
+        self.signed = False
+        """Whether the request carried a valid signature."""
+        self.credential: Credential | None = None
+        self.known_bucket: Bucket | None = None
+
+    def _address(self, domain: str | None) -> tuple[str, str]:
+        path = self.path[1:]
+        if domain:
+            host = self.host.rpartition(":")[0] if ":" in self.host else self.host
+            if host.endswith("." + domain):
+                return host[: -len(domain) - 1], path
+        bucket, _, key = path.partition("/")
+        return bucket, key
+
+    @property
+    def user(self) -> str:
+        """Who asks: a user id, or `anonymous`."""
+        return self.credential.user if self.credential else ANONYMOUS
+
+    def text_header(self, name: str) -> str | None:
+        """A header whose bytes may be UTF-8, decoded so; latin-1 where they are not."""
+        value = self.headers.get(name)
+        if value is None or value.isascii():
+            return value
+        raw = value.encode("latin-1")
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return value
+
+    def number(
+        self, name: str, default: int | None = None, *, least: int = 0, most: int = 2**31 - 1
+    ) -> int | None:
+        """A whole number in the query.
+
+        Raises:
+            S3Error: InvalidArgument, naming the parameter.
+        """
+        text = self.query.get(name)
+        if text is None or text == "":
+            return default
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise fault(
+                "InvalidArgument",
+                f"{name} must be a whole number from {least} to {most}.",
+                ArgumentName=name,
+                ArgumentValue=text,
+            )
+        return int(text)
+
+    def wants(self, value: str | None, header: str) -> None:
+        """Raise MissingSecurityHeader when a header that the operation needs is absent."""
+        if value is None:
+            raise fault(
+                "MissingSecurityHeader", f"The header {header} is required.", MissingHeaderName=header
+            )
