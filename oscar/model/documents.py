@@ -34,13 +34,23 @@ def parse_json(body: bytes | str) -> Any:
     if not body.strip():
         raise BadRequest("The body is empty", fix="Send a JSON document.")
     try:
-        return json.loads(body, parse_float=str, parse_constant=_no_constant)
+        return _encodable(json.loads(body, parse_float=str, parse_constant=_no_constant), body)
     except json.JSONDecodeError as error:
         raise BadRequest(f"Broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise BadRequest("The JSON is nested too deeply") from None
     except ValueError as error:  # a number of more digits than Python converts
         raise BadRequest(f"Broken JSON: {error}") from None
+
+
+def _encodable(value: Any, text: str) -> Any:
+    """The value, unless an escape of half a surrogate pair made a character that no file or database can hold."""
+    if re.search(r"\\u(?:0000)?d[89a-f]", text, re.IGNORECASE):
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError:
+            raise BadRequest("The text holds half of a surrogate pair", fix="Escape both halves.") from None
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -90,7 +100,7 @@ def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
     return loader.construct_scalar(node)
 
 
-for _tag in ("int", "float", "bool", "timestamp"):
+for _tag in ("int", "float", "bool", "timestamp", "merge"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _text)
 
 
@@ -101,7 +111,7 @@ def parse_yaml(text: str) -> Any:
         BadRequest: it is not YAML, with line and column.
     """
     try:
-        return yaml.load(text.replace("\r\n", "\n"), Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        value = yaml.load(text.replace("\r\n", "\n"), Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -110,3 +120,4 @@ def parse_yaml(text: str) -> Any:
         raise BadRequest(f"Broken YAML: {error}") from None
     except RecursionError:
         raise BadRequest("The YAML is nested too deeply") from None
+    return _encodable(value, text)
