@@ -77,7 +77,7 @@ def test_missing_programs_are_named_to_who_is_not_root(machine: Path) -> None:
 
 @pytest.fixture
 def made(tmp_path: Path, machine: Path) -> Path:
-    """A tree whose `.venv` is said to be made for what lies there, with a Python but no packages and no uv."""
+    """A tree whose `.venv` is said to be made for what lies there; it has a Python, no packages and no uv."""
     tree = tmp_path / "tree"
     (tree / ".venv" / "bin").mkdir(parents=True)
     for name in ("uv.lock", "pyproject.toml"):
