@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 from typing import Any
 
 import pytest
@@ -385,11 +386,12 @@ def test_any_key_survives_the_way_through_an_event(key: str) -> None:
 
 
 NAMES = st.sampled_from(
-    (
-        "Records Key event subscription storage_provider event_type payload scope name httpMethod body headers "
-        "isBase64Encoded Content-Type queryStringParameters eventSource s3 bucket object key userMetadata "
-        "userIdentity size versionId"
-    ).split()
+    re.findall(
+        r"\S+",
+        """Records Key event subscription storage_provider event_type payload scope name httpMethod body
+        headers isBase64Encoded Content-Type queryStringParameters eventSource s3 bucket object key userMetadata
+        userIdentity size versionId""",
+    )
 )
 WORDS = st.sampled_from(
     ["aws:s3", "minio:s3", "OneTrigger", "rucio", "dcache", "text/plain", "aGk=", "%ff", "\ud800"]
