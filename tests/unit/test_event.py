@@ -389,8 +389,8 @@ NAMES = st.sampled_from(
     re.findall(
         r"\S+",
         """Records Key event subscription storage_provider event_type payload scope name httpMethod body
-        headers isBase64Encoded Content-Type queryStringParameters eventSource s3 bucket object key userMetadata
-        userIdentity size versionId""",
+        headers isBase64Encoded Content-Type queryStringParameters eventSource s3 bucket object key
+        userMetadata userIdentity size versionId""",
     )
 )
 WORDS = st.sampled_from(
