@@ -1,0 +1,218 @@
+"""The folder that a warm worker shares with its sandbox: `work` (in, out, env, FIFOs) and `config`.
+
+Called by `worker` and `single`. `in` and `out` are made once and emptied after each request, because making
+and removing folders costs more than all else here (docs/sync.md has the figures). What a script left there is
+not trusted: links are never followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from oscar.compute.local import environment
+from oscar.compute.local.engine import Engine, Mount
+
+WORK = "/oscar/work"
+CONFIG = "/oscar/config"
+SHELL = "/bin/sh"
+LARGE_ENV = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Kit:
+    """What a worker is made of; equal kits make workers that can stand in for one another."""
+
+    image: str
+    script: str
+    """Empty: the image's own command runs, once per request."""
+    config: str
+    """Text of `function_config.yaml`."""
+    env: Mapping[str, str] = field(repr=False)
+    """Variables of the service; those of a request come with it."""
+    cpu: int = 0
+    """Limit in millicores, 0 for none."""
+    memory: int = 0
+    """Limit in bytes, 0 for none."""
+    gpu: int = 0
+    by_user: bool = False
+    mounts: tuple[Mount, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def exports(variables: Mapping[str, str]) -> bytes:
+    """Lines of POSIX shell that set and export the variables, whatever their values.
+
+    Raises:
+        InvalidField: a name that is none in a shell, or a value that no program can be given.
+    """
+    environment.check(variables)
+    lines = [f"export {name}='{_quoted(value)}'\n" for name, value in variables.items()]
+    return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _quoted(value: str) -> str:
+    return value.replace("'", "'\\''") if "'" in value else value
+
+
+class WorkFolder:
+    """A worker's folder on this machine, and where its parts are seen inside.
+
+    Attributes:
+        work: the host's path of what is mounted at `work_inside`.
+        config: the host's path of what is mounted, read-only, at `config_inside`.
+    """
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        self._engine = engine
+        self.path = path
+        self.work = path / "work"
+        self.config = path / "config"
+        self.work_inside = WORK if engine.maps_paths else str(self.work)
+        self.config_inside = CONFIG if engine.maps_paths else str(self.config)
+        self._made: dict[str, tuple[int, int]] = {}
+        self._env = -1
+        self._env_size = 0
+
+    def mounts(self, kit: Kit) -> tuple[Mount, ...]:
+        """What the sandbox gets to see."""
+        return (Mount(self.work, WORK), Mount(self.config, CONFIG, read_only=True), *kit.mounts)
+
+    def furnish(self, kit: Kit) -> None:
+        """Make the folder; blocking."""
+        # A worker of that name can't be: what lies there was left by a server that was killed.
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        self.config.mkdir()
+        for folder in (self.path, self.work, self.config):
+            folder.chmod(0o755)
+        program = resources.files("oscar.supervisor").joinpath("worker.sh").read_bytes()
+        contents = {
+            "script.sh": kit.script.encode("utf-8", "surrogateescape"),
+            "function_config.yaml": kit.config.encode(),
+            "worker.sh": program,
+        }
+        for name, content in contents.items():
+            (self.config / name).write_bytes(content)
+            (self.config / name).chmod(0o644)
+        for name in ("in", "out"):
+            self._make(name)
+        self._env = os.open(self.work / "env", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        os.fchmod(self._env, 0o644)
+
+    def write_env(self, variables: Mapping[str, str]) -> None:
+        """Write the variables of a request where `worker.sh` reads them.
+
+        Raises:
+            InvalidField: a variable that no program can be given.
+        """
+        text = exports(variables)
+        # Overwritten in place and padded with empty lines: a new file, or a truncation, costs ten times more.
+        os.pwrite(self._env, text.ljust(self._env_size, b"\n"), 0)
+        self._env_size = max(self._env_size, len(text))
+
+    def holds(self, name: str) -> bool:
+        """Whether `in` or `out` is still the folder that we made, not something that the script put there."""
+        try:
+            found = os.lstat(self.work / name)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._made[name]
+
+    def tidy(self) -> bool | None:
+        """Remove what a request left, if that is quickly done; no process of the script may be left.
+
+        Returns:
+            True when it is done, False when the folder can't be used again, None when `tidy_all` is needed.
+        """
+        self._wipe_env()
+        try:
+            return all(self._tidy(name) for name in list(self._made))
+        except (_Deep, PermissionError):
+            return None
+
+    async def tidy_all(self) -> bool:
+        """Remove what a request left, however much it is and whoever's; False: not to be used again."""
+        for name in self._made:
+            if self.holds(name):
+                try:
+                    await asyncio.to_thread(_clear, self.work / name)
+                except PermissionError:
+                    await self._engine.own(self.work)
+                    await asyncio.to_thread(_clear, self.work / name)
+        return bool(self.tidy())
+
+    async def remove(self) -> None:
+        """Remove the folder. Silent if absent."""
+        if self._env >= 0:
+            os.close(self._env)
+            self._env = -1
+        await remove_folder(self._engine, self.path)
+
+    def _tidy(self, name: str) -> bool:
+        folder = self.work / name
+        if not self.holds(name):
+            # A script may remove the folder; but where it put something else, nothing of ours goes there.
+            if os.path.lexists(folder):
+                return False
+            self._make(name)
+            return True
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    raise _Deep
+                os.unlink(entry.path)  # noqa: PTH108 - a Path per file costs more than its removal
+        return True
+
+    def _make(self, name: str) -> None:
+        folder = self.work / name
+        folder.mkdir()
+        folder.chmod(0o777)  # the user of the image may be anybody
+        made = folder.lstat()
+        self._made[name] = made.st_dev, made.st_ino
+
+    def _wipe_env(self) -> None:
+        if self._env_size > LARGE_ENV:
+            os.ftruncate(self._env, 0)
+            self._env_size = 0
+        elif self._env_size:
+            os.pwrite(self._env, b"\n" * self._env_size, 0)
+
+
+class _Deep(Exception):
+    """There are folders in the folder: emptying it is work for a thread."""
+
+
+async def remove_folder(engine: Engine, path: Path) -> None:
+    """Remove a folder, also where another user of an image wrote into it. Silent if absent."""
+    try:
+        await asyncio.to_thread(_remove, path)
+    except PermissionError:
+        await engine.own(path)
+        await asyncio.to_thread(_remove, path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _clear(folder: Path) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)  # noqa: PTH108 - a Path per file costs more than its removal
