@@ -1,0 +1,217 @@
+"""The demo itself: which engines work here, a run with each, and what is shown of it.
+
+Called by `oscar.cli`; calls the server it starts over REST and, with obstore, over S3, as any user would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import obstore
+from obstore.store import S3Store
+from rich.console import Console
+from rich.table import Table
+
+from oscar.demo import image, picture
+from oscar.demo.server import Server, running, tail
+from oscar.errors import EngineMissing, ImageError, Unavailable
+from oscar.model.fdl import parse_fdl
+
+EXAMPLE = "thumbnail/thumbnail.yaml"
+NAME = "mountains"
+OUTPUT_WITHIN = 60.0
+ENGINE_ANSWERS_WITHIN = 20.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a run with one engine. Times in seconds."""
+
+    engine: str
+    times: dict[str, float] = field(default_factory=dict)
+    log: str = ""
+    files: list[Path] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Note how long the block took."""
+        start = time.perf_counter()
+        yield
+        self.times[what] = time.perf_counter() - start
+
+
+def examples() -> Path:
+    """The folder of examples: beside the package in a checkout, inside it when installed.
+
+    Raises:
+        Unavailable: it is in neither place.
+    """
+    package = Path(__file__).parents[1]
+    for folder in (package.parent / "examples", package / "examples"):
+        if (folder / EXAMPLE).exists():
+            return folder
+    raise Unavailable("The examples are not installed", fix="Run the demo from a checkout.")
+
+
+async def container_engine() -> str:
+    """The container engine that works here, found out by running it.
+
+    Raises:
+        EngineMissing: neither podman nor docker works, with their own words.
+    """
+    troubles = []
+    for name in ("podman", "docker"):
+        if not shutil.which(name):
+            troubles.append(f"{name} is not installed")
+            continue
+        try:
+            code, said = await image.output(name, "info", within=ENGINE_ANSWERS_WITHIN)
+        except TimeoutError:
+            code, said = 1, "no answer"
+        if code == 0:
+            return name
+        troubles.append(f"{name} does not work: {said.splitlines()[-1] if said else f'exit code {code}'}")
+    raise EngineMissing("; ".join(troubles), fix="As root: apt-get install podman runc debootstrap")
+
+
+async def sandboxed() -> bool:
+    """Whether bubblewrap works here."""
+    if not shutil.which("bwrap"):
+        return False
+    code, _ = await image.output("bwrap", "--ro-bind", "/", "/", "--unshare-pid", "true")
+    return code == 0
+
+
+async def demo(console: Console, *, keep: Path | None = None) -> None:
+    """Send a picture through a function, once with containers and once with processes.
+
+    Args:
+        console: where to show it.
+        keep: the folder for the outputs; a new one when absent.
+
+    Raises:
+        OscarError: something did not work.
+    """
+    start = time.perf_counter()
+    outputs = keep or Path(tempfile.mkdtemp(prefix="oscar-demo-"))
+    drawn = outputs / f"{NAME}.png"
+    drawn.write_bytes(await asyncio.to_thread(picture.draw))
+    console.print(f"[bold]A picture[/] was drawn: {drawn} ({drawn.stat().st_size // 1024} KiB)")
+    outcomes = []
+    try:
+        engine = await container_engine()
+        name = await image.ensure(engine, console.print)
+    except (EngineMissing, ImageError) as why:
+        console.print(f"[yellow]Not by containers:[/] {why.message}. {why.fix}")
+    else:
+        outcomes.append(await once(console, engine, name, drawn))
+    unsafe = not await sandboxed()
+    if unsafe:
+        console.print("[yellow]bubblewrap does not work here[/]: the process runs without a sandbox.")
+    outcomes.append(await once(console, "process", "", drawn, unsafe=unsafe))
+    console.print(table(outcomes))
+    console.print(f"Outputs: {outputs}. All of it took {time.perf_counter() - start:.1f} s.")
+
+
+def table(outcomes: list[Outcome]) -> Table:
+    """The times of all runs side by side."""
+    shown = Table("", *(outcome.engine for outcome in outcomes))
+    for what in outcomes[0].times:
+        shown.add_row(what, *(f"{outcome.times[what] * 1000:,.0f} ms" for outcome in outcomes))
+    return shown
+
+
+async def once(
+    console: Console, engine: str, image_name: str, drawn: Path, *, unsafe: bool = False
+) -> Outcome:
+    """One server, one service, one picture.
+
+    Raises:
+        OscarError: something did not work.
+    """
+    outcome = Outcome(engine)
+    console.rule(f"[bold]{engine}")
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="oscar-demo-", ignore_cleanup_errors=True)
+        )
+        with outcome.timed("server start"):
+            server = await stack.enter_async_context(running(engine, Path(folder), unsafe=unsafe))
+        console.print(f"Server: {server.url}, its API page: {server.url}/docs, S3: {server.s3}")
+        await through(server, outcome, image_name, drawn)
+    console.print("[bold]Log of the job:[/]")
+    console.print(outcome.log, highlight=False, markup=False)
+    for file in outcome.files:
+        console.print(f"[bold]Output:[/] {file}")
+    return outcome
+
+
+async def through(server: Server, outcome: Outcome, image_name: str, drawn: Path) -> None:
+    """Make the service, upload the picture, wait for its job and fetch what came out.
+
+    Raises:
+        OscarError: something did not work.
+    """
+    auth = httpx2.BasicAuth("oscar", server.password)
+    async with httpx2.AsyncClient(base_url=server.url, auth=auth, timeout=OUTPUT_WITHIN + 5) as api:
+        definition = thumbnail(image_name)
+        with outcome.timed("service made"):
+            await answer(api, "POST", "/system/services", json=definition)
+        store = await bucket(api, str(definition["name"]))
+        with outcome.timed("upload"):
+            await obstore.put_async(store, f"in/{drawn.name}", drawn)
+        with outcome.timed("upload to output"):
+            listed = (await answer(api, "GET", "/system/logs/thumbnail")).json()
+            (job,) = listed["jobs"]
+            path = f"/system/jobs/thumbnail/{job}"
+            ended = (await answer(api, "GET", path, params={"wait": f"{OUTPUT_WITHIN:.0f}s"})).json()
+        outcome.log = (await answer(api, "GET", f"/system/logs/thumbnail/{job}")).text
+    if ended["status"] != "Succeeded":
+        raise Unavailable(f"The job is {ended['status']}: {ended}\n{outcome.log}\n{tail(server.log)}")
+    folder = drawn.parent / outcome.engine
+    folder.mkdir(exist_ok=True)
+    for stored in await obstore.list(store, "out/").collect_async():
+        file = folder / Path(stored["path"]).name
+        file.write_bytes(bytes(await (await obstore.get_async(store, stored["path"])).bytes_async()))
+        outcome.files.append(file)
+
+
+def thumbnail(image_name: str) -> dict[str, object]:
+    """The definition of the example's service with its script and the image to use."""
+    file = examples() / EXAMPLE
+    (declared,) = parse_fdl(file.read_text(), read_script=lambda name: (file.parent / name).read_text())
+    return {**declared.definition, "image": image_name}
+
+
+async def answer(api: httpx2.AsyncClient, method: str, path: str, **options: Any) -> httpx2.Response:
+    """Ask the server.
+
+    Raises:
+        Unavailable: the answer is an error; with the server's words.
+    """
+    response = await api.request(method, path, **options)
+    if response.is_error:
+        raise Unavailable(f"{method} {path}: {response.status_code} {response.text}")
+    return response
+
+
+async def bucket(api: httpx2.AsyncClient, name: str) -> S3Store:
+    """An S3 client for a bucket, with the keys that the server gives to who asks."""
+    provider = (await answer(api, "GET", "/system/config")).json()["minio_provider"]
+    return S3Store(
+        name,
+        endpoint=provider["endpoint"],
+        region=provider["region"],
+        access_key_id=provider["access_key"],
+        secret_access_key=provider["secret_key"],
+        client_options={"allow_http": True},
+    )
