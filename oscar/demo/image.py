@@ -1,7 +1,7 @@
 """The container image of the demo: Python with Pillow, made on this machine or pulled.
 
 Called by `oscar.demo.run`; calls podman or docker, and debootstrap, as processes. An image made here is named
-by the hash of its recipe; its root file system stays in the user's cache, so that the second demo makes nothing.
+by the hash of its recipe; its root file system stays in the user's cache for the next demo.
 """
 
 from __future__ import annotations

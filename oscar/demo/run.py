@@ -91,18 +91,18 @@ async def sandboxed() -> bool:
     return code == 0
 
 
-async def demo(console: Console, *, keep: Path | None = None) -> None:
+async def demo(console: Console, *, output: Path | None = None) -> None:
     """Send a picture through a function, once with containers and once with processes.
 
     Args:
         console: where to show it.
-        keep: the folder for the outputs; a new one when absent.
+        output: the folder for what comes out; a new one when absent.
 
     Raises:
         OscarError: something did not work.
     """
     start = time.perf_counter()
-    outputs = keep or Path(tempfile.mkdtemp(prefix="oscar-demo-"))
+    outputs = output or Path(tempfile.mkdtemp(prefix="oscar-demo-"))
     drawn = outputs / f"{NAME}.png"
     drawn.write_bytes(await asyncio.to_thread(picture.draw))
     console.print(f"[bold]A picture[/] was drawn: {drawn} ({drawn.stat().st_size // 1024} KiB)")
