@@ -57,6 +57,7 @@ RESERVED_NAMES = frozenset({"breakdown", "user"})
 RESERVED_ENVIRONMENT = frozenset(
     {
         "EVENT",
+        "EVENT_FILE",
         "EVENT_TIME",
         "INPUT_FILE_PATH",
         "JOB_UUID",
