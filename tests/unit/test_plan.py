@@ -372,7 +372,7 @@ def test_results_go_to_several_providers() -> None:
     assert keys(target, "f") == [
         ("f", "minio.default", "bkt", "out/f"),
         ("f", "s3.archive", "thumbs", "cold/f"),
-        ("f", "minio.other", "thumbs", "bkt/f"),
+        ("f", "minio.other", "thumbs", "b/f"),
     ]
 
 
