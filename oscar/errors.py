@@ -164,6 +164,13 @@ class Unavailable(OscarError):
     code = "unavailable"
 
 
+class Unreachable(Unavailable):
+    """The server can't be reached."""
+
+    # Raised by the client, never answered by a server.
+    code = "unreachable"
+
+
 class EngineMissing(Unavailable):
     """No engine that can run this is available on this machine."""
 
