@@ -1,6 +1,6 @@
 """The demo itself: which engines work here, a run with each, and what is shown of it.
 
-Called by `oscar.cli`; calls the server it starts over REST and, with obstore, over S3, as any user would.
+Called by `oscar.cli`; calls the server it starts by the client, over REST and S3, as any user would.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
-import obstore
-from obstore.store import S3Store
 from rich.console import Console
 from rich.table import Table
 
+from oscar.client import Client
 from oscar.demo import image, picture
-from oscar.demo.server import Server, running, tail
+from oscar.demo.server import USER, Server, running, tail
 from oscar.errors import EngineMissing, ImageError, Unavailable
 from oscar.model.fdl import parse_fdl
 
 EXAMPLE = "thumbnail/thumbnail.yaml"
 NAME = "mountains"
-OUTPUT_WITHIN = 60.0
 ENGINE_ANSWERS_WITHIN = 20.0
 
 
@@ -156,62 +153,36 @@ async def once(
 
 
 async def through(server: Server, outcome: Outcome, image_name: str, drawn: Path) -> None:
-    """Make the service, upload the picture, wait for its job and fetch what came out.
+    """Make the service, upload the picture, follow the log of its job and fetch what came out.
 
     Raises:
         OscarError: something did not work.
     """
-    auth = httpx2.BasicAuth("oscar", server.password)
-    async with httpx2.AsyncClient(base_url=server.url, auth=auth, timeout=OUTPUT_WITHIN + 5) as api:
-        definition = thumbnail(image_name)
+    definition = thumbnail(image_name)
+    service = str(definition["name"])
+    async with Client(server.url, user=USER, password=server.password) as client:
         with outcome.timed("service made"):
-            await answer(api, "POST", "/system/services", json=definition)
-        store = await bucket(api, str(definition["name"]))
+            await client.create(definition)
+        storage = await client.storage()
         with outcome.timed("upload"):
-            await obstore.put_async(store, f"in/{drawn.name}", drawn)
+            await storage.put(drawn, service, f"in/{drawn.name}")
         with outcome.timed("upload to output"):
-            listed = (await answer(api, "GET", "/system/logs/thumbnail")).json()
-            (job,) = listed["jobs"]
-            path = f"/system/jobs/thumbnail/{job}"
-            ended = (await answer(api, "GET", path, params={"wait": f"{OUTPUT_WITHIN:.0f}s"})).json()
-        outcome.log = (await answer(api, "GET", f"/system/logs/thumbnail/{job}")).text
-    if ended["status"] != "Succeeded":
-        raise Unavailable(f"The job is {ended['status']}: {ended}\n{outcome.log}\n{tail(server.log)}")
-    folder = drawn.parent / outcome.engine
-    folder.mkdir(exist_ok=True)
-    for stored in await obstore.list(store, "out/").collect_async():
-        file = folder / Path(stored["path"]).name
-        file.write_bytes(bytes(await (await obstore.get_async(store, stored["path"])).bytes_async()))
-        outcome.files.append(file)
+            # The job exists before the upload is answered.
+            listed = await client.jobs_page(service)
+            job = await client.wait(service, listed.jobs[0].name)
+        outcome.log = await client.logs(service, job.job_id)
+        if not job.succeeded:
+            raise Unavailable(f"The job is {job.state}: {job.message}\n{outcome.log}\n{tail(server.log)}")
+        folder = drawn.parent / outcome.engine
+        folder.mkdir(exist_ok=True)
+        async for stored in storage.list(service, "out/"):
+            file = folder / Path(stored.key).name
+            await storage.get(service, stored.key, file)
+            outcome.files.append(file)
 
 
-def thumbnail(image_name: str) -> dict[str, object]:
+def thumbnail(image_name: str) -> dict[str, Any]:
     """The definition of the example's service with its script and the image to use."""
     file = examples() / EXAMPLE
     (declared,) = parse_fdl(file.read_text(), read_script=lambda name: (file.parent / name).read_text())
     return {**declared.definition, "image": image_name}
-
-
-async def answer(api: httpx2.AsyncClient, method: str, path: str, **options: Any) -> httpx2.Response:
-    """Ask the server.
-
-    Raises:
-        Unavailable: the answer is an error; with the server's words.
-    """
-    response = await api.request(method, path, **options)
-    if response.is_error:
-        raise Unavailable(f"{method} {path}: {response.status_code} {response.text}")
-    return response
-
-
-async def bucket(api: httpx2.AsyncClient, name: str) -> S3Store:
-    """An S3 client for a bucket, with the keys that the server gives to who asks."""
-    provider = (await answer(api, "GET", "/system/config")).json()["minio_provider"]
-    return S3Store(
-        name,
-        endpoint=provider["endpoint"],
-        region=provider["region"],
-        access_key_id=provider["access_key"],
-        secret_access_key=provider["secret_key"],
-        client_options={"allow_http": True},
-    )

@@ -11,21 +11,21 @@ import secrets
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx2
+from oscar.client import Client
+from oscar.errors import Unavailable, Unreachable
 
-from oscar.errors import Unavailable
-
+USER = "oscar"
 START_WITHIN = 60.0
 STOP_WITHIN = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a running server is; `password` is that of the administrator `oscar`."""
+    """Where a running server is; `password` is the administrator's."""
 
     url: str
     s3: str
@@ -67,7 +67,7 @@ async def running(engine: str, folder: Path, *, unsafe: bool = False) -> AsyncIt
     }
     environment |= {
         "OSCAR_DATA": str(folder / "data"),
-        "OSCAR_USERNAME": "oscar",
+        "OSCAR_USERNAME": USER,
         "OSCAR_PASSWORD": server.password,
         "OSCAR_SERVICE_PORT": str(port),
         "OSCAR_S3_PORT": str(s3_port),
@@ -100,14 +100,12 @@ async def answers(process: asyncio.subprocess.Process, server: Server) -> None:
     """
 
     async def ask() -> None:
-        async with httpx2.AsyncClient() as client:
+        async with Client(server.url) as client:
             while process.returncode is None:
-                try:
-                    if (await client.get(f"{server.url}/health")).status_code == httpx2.codes.OK:
+                with suppress(Unreachable):
+                    if await client.health():
                         return
-                except httpx2.TransportError:
-                    pass  # nobody listens yet
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.02)  # nobody tells when a process of ours listens
         raise Unavailable(f"The server ended with code {process.returncode}:\n{tail(server.log)}")
 
     try:

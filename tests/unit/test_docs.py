@@ -38,19 +38,6 @@ def missing(text: str, names: list[str]) -> list[str]:
 # --- what the program has --------------------------------------------------------------------------------
 
 
-def settings_names() -> list[str]:
-    """The environment variable of each setting, the first one where it has several."""
-    from oscar.settings import Settings
-
-    prefix = str(Settings.model_config.get("env_prefix", ""))
-    names = []
-    for field, info in Settings.model_fields.items():
-        alias = info.validation_alias or info.alias
-        choices = getattr(alias, "choices", [alias])
-        names.append(str(choices[0]) if choices[0] else f"{prefix}{field}".upper())
-    return names
-
-
 def models_within(kind: Any) -> Iterator[type[BaseModel]]:
     """The models that a type is made of."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -104,14 +91,12 @@ def cli_commands() -> list[str]:
     return sorted(walk(typer.main.get_command(app), "oscar"))
 
 
-def test_every_setting_is_documented() -> None:
-    assert missing(page("configuration.md"), settings_names()) == []
+def test_the_table_of_settings_is_what_the_program_reads() -> None:
+    from tests.settings_table import replaced, table
 
-
-def test_every_documented_setting_exists() -> None:
-    rows = re.findall(r"^\| `([A-Z][A-Z0-9_]+)`", page("configuration.md"), re.MULTILINE)
-    assert rows
-    assert sorted(set(rows) - set(settings_names())) == []
+    text = page("configuration.md")
+    assert table() in text, "run: .venv/bin/python -m tests.settings_table"
+    assert replaced(text) == text
 
 
 def test_every_route_is_documented() -> None:
