@@ -34,7 +34,8 @@ FINAL = frozenset(
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.SUBMITTING, JobState.CANCELLED, JobState.DEAD}),
-    JobState.SUBMITTING: frozenset({JobState.SUBMITTED, JobState.RUNNING, JobState.SETTLING, JobState.QUEUED}) | FINAL,
+    JobState.SUBMITTING: frozenset({JobState.SUBMITTED, JobState.RUNNING, JobState.SETTLING, JobState.QUEUED})
+    | FINAL,
     JobState.SUBMITTED: frozenset({JobState.RUNNING, JobState.SETTLING, JobState.QUEUED}) | FINAL,
     JobState.RUNNING: frozenset({JobState.SETTLING, JobState.QUEUED}) | FINAL,
     JobState.SETTLING: frozenset({JobState.QUEUED}) | FINAL,
@@ -192,7 +193,6 @@ class Job:
     payload: bytes | None
     payload_ref: str | None
     event_key: str | None
-    callback: str | None
     cancel_requested: bool
     lease_token: str | None
     created: int

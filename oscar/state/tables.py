@@ -65,7 +65,7 @@ services = Table(
     Column("id", String(36), primary_key=True),
     Column("name", String(39), nullable=False),
     Column("owner", Text, nullable=False),
-    Column("definition", JSON, nullable=False),
+    Column("definition", Text, nullable=False),
     Column("secrets_sealed", LargeBinary, nullable=False),
     Column("token_sealed", LargeBinary, nullable=False),
     Column("token_mac", LargeBinary, nullable=False, index=True),

@@ -115,7 +115,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("name", sa.String(length=39), nullable=False),
         sa.Column("owner", sa.Text(), nullable=False),
-        sa.Column("definition", sa.JSON(), nullable=False),
+        sa.Column("definition", sa.Text(), nullable=False),
         sa.Column("secrets_sealed", sa.LargeBinary(), nullable=False),
         sa.Column("token_sealed", sa.LargeBinary(), nullable=False),
         sa.Column("token_mac", sa.LargeBinary(), nullable=False),

@@ -1,0 +1,199 @@
+"""All settings, from the environment: the one reader of it.
+
+Made once in `app.py` (or by the CLI for `serve`, `demo` and `doctor`) and handed down. Upstream's variable names are
+honoured where OSCAR 4.1.2 has one; ours start with `OSCAR_`. `docs/configuration.md` lists them all; a test compares.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _data_folder() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or str(Path("~/.local/share").expanduser())
+    return Path(base) / "oscar"
+
+
+def _env(name: str, default: object, description: str, **limits: object) -> object:
+    return Field(default, validation_alias=name, description=description, **limits)  # type: ignore[call-overload,no-any-return]
+
+
+Commas = Annotated[tuple[str, ...], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Every setting with its environment variable, default and meaning."""
+
+    model_config = SettingsConfigDict(populate_by_name=True, extra="ignore", frozen=True)
+
+    # Names of the installation
+    name: str = _env("OSCAR_NAME", "oscar", "Name of the deployment")
+    namespace: str = _env("OSCAR_NAMESPACE", "oscar", "Namespace of the deployment (Kubernetes)")
+    services_namespace: str = _env(
+        "OSCAR_SERVICES_NAMESPACE", "oscar-svc", "Namespace of services (Kubernetes)"
+    )
+    cluster_id: str = _env(
+        "OSCAR_CLUSTER_ID", "", "How FDL files call this cluster; any name is taken when empty"
+    )
+
+    # Who may enter
+    username: str = _env("OSCAR_USERNAME", "oscar", "Name of the administrator (basic auth)")
+    password: str = _env(
+        "OSCAR_PASSWORD",
+        "",
+        "Password of the administrator; made and kept in the data folder when empty",
+        repr=False,
+    )
+    oidc_enable: bool = _env("OIDC_ENABLE", False, "Accept OIDC bearer tokens")
+    oidc_issuers: Commas = _env("OIDC_ISSUERS", (), "Trusted OIDC issuers, comma-separated")
+    oidc_subject: str = _env("OIDC_SUBJECT", "", "Only this OIDC subject may enter")
+    oidc_groups: Commas = _env("OIDC_GROUPS", (), "Only members of these groups may enter, comma-separated")
+    users_admin: Commas = _env("USERS_ADMIN", (), "OIDC subjects that are administrators, comma-separated")
+
+    # Where things are
+    data: Path = _env("OSCAR_DATA", None, "Data folder; default $XDG_DATA_HOME/oscar")
+    database_url: str = _env(
+        "OSCAR_DATABASE_URL",
+        "",
+        "SQLAlchemy URL of the database; SQLite in the data folder when empty",
+        repr=False,
+    )
+    secret_key: str = _env(
+        "OSCAR_SECRET_KEY", "", "Keys that seal secrets at rest, newest first, comma-separated", repr=False
+    )
+
+    # The web servers
+    host: str = _env("OSCAR_HOST", "127.0.0.1", "Address that both servers listen on")
+    port: int = _env("OSCAR_SERVICE_PORT", 8080, "Port of the API; 0 takes a free one", ge=0, le=65535)
+    s3_port: int = _env("OSCAR_S3_PORT", 9000, "Port of the S3 server; 0 takes a free one", ge=0, le=65535)
+    url: str = _env("OSCAR_URL", "", "Public URL of the API, for clients; from host and port when empty")
+    read_timeout: int = _env("READ_TIMEOUT", 300, "Seconds that a synchronous call may take", ge=1)
+    write_timeout: int = _env("WRITE_TIMEOUT", 300, "Seconds that sending an answer may take", ge=1)
+
+    # Objects
+    minio_access_key: str = _env("MINIO_ACCESS_KEY", "", "Administrator's S3 access key; made when empty")
+    minio_secret_key: str = _env(
+        "MINIO_SECRET_KEY", "", "Administrator's S3 secret key; made when empty", repr=False
+    )
+    minio_region: str = _env("MINIO_REGION", "us-east-1", "Region that S3 clients sign for")
+    minio_endpoint: str = _env(
+        "MINIO_ENDPOINT",
+        "",
+        "Public URL of the S3 server, as clients reach it; from host and port when empty",
+    )
+    minio_tls_verify: bool = _env("MINIO_TLS_VERIFY", True, "Clients check the S3 server's certificate")
+    s3_domain: str = _env(
+        "OSCAR_S3_DOMAIN", "", "Domain for virtual-host style S3 addresses; path style only when empty"
+    )
+    s3_cors_origins: Commas = _env("OSCAR_S3_CORS_ORIGINS", ("*",), "Origins that browsers may call S3 from")
+    disk_reserve: int = _env(
+        "OSCAR_DISK_RESERVE_MB",
+        256,
+        "MiB of disk that are kept free: below, intake is refused with 507",
+        ge=0,
+    )
+
+    # Engine
+    engine: Literal["auto", "podman", "docker", "process"] = _env(
+        "OSCAR_ENGINE", "auto", "What runs functions; auto takes podman, docker, else processes"
+    )
+    unsafe_process: bool = _env(
+        "OSCAR_UNSAFE_PROCESS", False, "Let the process engine run scripts without a sandbox"
+    )
+    max_running: int = _env(
+        "OSCAR_MAX_RUNNING_JOBS",
+        0,
+        "Jobs that run at once over all services; 0: twice the cores, at least 4",
+        ge=0,
+    )
+    max_workers: int = _env(
+        "OSCAR_MAX_WORKERS", 0, "Warm workers at once over all services; 0: four times the cores", ge=0
+    )
+    worker_idle: float = _env(
+        "OSCAR_WORKER_IDLE_SECONDS", 60, "Seconds after which an idle worker goes", ge=0
+    )
+    worker_queue: int = _env("OSCAR_WORKER_QUEUE", 100, "Synchronous calls that may wait per service", ge=0)
+    worker_wait: float = _env(
+        "OSCAR_WORKER_WAIT_SECONDS", 60, "Seconds that a synchronous call may wait", ge=0
+    )
+
+    # Limits and retention
+    max_body: int = _env("OSCAR_MAX_BODY_MB", 64, "MiB that the body of POST /job and /run may have", ge=1)
+    job_listing_limit: int = _env("JOB_LISTING_LIMIT", 70, "Jobs on one page of a list", ge=1, le=10_000)
+    ttl_job: int = _env("TTL_JOB", 2_592_000, "Seconds that a finished job and its log are kept", ge=1)
+    callback_hosts: Commas = _env(
+        "OSCAR_CALLBACK_ALLOWED_HOSTS", (), "Private hosts that callback URLs may name, comma-separated"
+    )
+    drain: float = _env(
+        "OSCAR_DRAIN_SECONDS", 20, "Seconds that a stopping server waits for calls in flight", ge=0
+    )
+    log_json: bool = _env("OSCAR_LOG_JSON", False, "Write the server's log as JSON lines")
+    log_level: str = _env("OSCAR_LOG_LEVEL", "INFO", "Least level of the server's log")
+
+    @field_validator(
+        "oidc_issuers", "oidc_groups", "users_admin", "callback_hosts", "s3_cors_origins", mode="before"
+    )
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _folder(cls, value: object) -> Path:
+        return Path(str(value)).expanduser().absolute() if value else _data_folder()
+
+    @property
+    def body_limit(self) -> int:
+        """The largest body of a call in bytes."""
+        return self.max_body * 1024 * 1024
+
+    @property
+    def cores(self) -> int:
+        """Cores that this process may use."""
+        return len(os.sched_getaffinity(0))
+
+    @property
+    def running_limit(self) -> int:
+        """Jobs that may run at once."""
+        return self.max_running or max(4, 2 * self.cores)
+
+    @property
+    def worker_limit(self) -> int:
+        """Warm workers that may exist at once."""
+        return self.max_workers or 4 * self.cores
+
+    @property
+    def database(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.data}/oscar.db"
+
+    def admin_password(self) -> str:
+        """The administrator's password: the setting, else the one kept in the data folder (made when absent)."""
+        return self.password or kept_secret(self.data / "password", 16)
+
+
+def kept_secret(file: Path, size: int) -> str:
+    """The secret in a file that only we can read; made of `size` random bytes when the file is absent."""
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        pass
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f"{file.name}.{os.getpid()}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        out.write(secrets.token_hex(size) + "\n")
+    try:
+        os.link(draft, file)  # atomic, and the first of two processes wins
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    return file.read_text().strip()

@@ -1,0 +1,487 @@
+"""Rows of jobs: the durable queue. Accept, claim by lease, advance, settle; each verb one short transaction.
+
+Called by `core.jobs` and `core.dispatcher`; `insert_jobs` also by `state.objects`, in the transaction that makes an
+object visible. The states and what may follow which are in `model.job`. Works on SQLite and PostgreSQL alike.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from oscar.errors import Conflict, JobNotFound
+from oscar.model.job import ACTIVE, FINAL, TRANSITIONS, Job, JobState, NewJob, Verdict
+from oscar.state.secrets import Sealer
+from oscar.state.store import Store, now_ms
+from oscar.state.tables import deliveries, jobs, services
+
+_CALLBACK = "jobs.callback"
+
+
+def insert_jobs(connection: sa.Connection, new: Sequence[NewJob], sealer: Sealer | None = None) -> list[str]:
+    """Enqueue jobs in the caller's transaction; one whose event key is known already is left out.
+
+    Returns:
+        Ids of the jobs that were inserted.
+    """
+    if not new:
+        return []
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    rows = [
+        {
+            "id": job.id,
+            "service_id": job.service_id,
+            "service_name": job.service_name,
+            "owner": job.owner,
+            "user": job.user,
+            "kind": job.kind,
+            "state": JobState.QUEUED.value,
+            "hops": job.hops,
+            "payload": job.payload,
+            "payload_ref": job.payload_ref,
+            "event_key": job.event_key,
+            "callback_sealed": sealer.seal(job.callback.encode(), _CALLBACK)
+            if job.callback and sealer
+            else None,
+            "created": now_ms(),
+            "next_try": now_ms(),
+            "updated": now_ms(),
+        }
+        for job in new
+    ]
+    statement = dialect.insert(jobs).values(rows).on_conflict_do_nothing().returning(jobs.c.id)
+    return list(connection.execute(statement).scalars())
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a service's jobs, newest first; `next` is the place where the following page starts."""
+
+    jobs: list[Job]
+    next: tuple[int, str] | None
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """A callback that is due."""
+
+    job: Job
+    url: str
+    tries: int
+
+
+class Jobs:
+    """Statements on jobs."""
+
+    def __init__(self, store: Store) -> None:
+        """Work on that Store."""
+        self._store = store
+
+    async def accept(self, new: Sequence[NewJob]) -> list[Job]:
+        """Enqueue jobs in one transaction.
+
+        Returns:
+            For each the job as stored: for a known event key the one that was accepted first.
+        """
+
+        def work(connection: sa.Connection) -> list[Job]:
+            insert_jobs(connection, new, self._store.sealer)
+            keys = [job.event_key for job in new if job.event_key]
+            query = sa.select(jobs).where(
+                jobs.c.id.in_([job.id for job in new]) | jobs.c.event_key.in_(keys)
+                if keys
+                else jobs.c.id.in_([job.id for job in new])
+            )
+            rows = [self._job(row) for row in connection.execute(query)]
+            by_id = {job.id: job for job in rows}
+            by_key = {job.event_key: job for job in rows if job.event_key}
+            found = [by_id.get(job.id) or by_key.get(job.event_key or "") for job in new]
+            if any(job is None for job in found):
+                raise Conflict("A job of that id exists already")
+            return [job for job in found if job is not None]
+
+        return await self._store.write(work)
+
+    async def get(self, job_id: str) -> Job | None:
+        """The job of that id."""
+        query = sa.select(jobs).where(jobs.c.id == job_id)
+        rows = await self._store.read(lambda connection: connection.execute(query).all())
+        return self._job(rows[0]) if rows else None
+
+    async def page(
+        self, service_id: str, *, user: str | None, after: tuple[int, str] | None, limit: int
+    ) -> Page:
+        """A page of the service's jobs, newest first.
+
+        Args:
+            service_id: the service.
+            user: only jobs that this user caused.
+            after: `next` of the page before.
+            limit: jobs on the page.
+        """
+        columns = [column for column in jobs.c if column.name not in {"payload", "callback_sealed"}]
+        query = sa.select(*columns).where(jobs.c.service_id == service_id)
+        count = sa.select(sa.func.count()).select_from(jobs).where(jobs.c.service_id == service_id)
+        if user is not None:
+            query, count = query.where(jobs.c.user == user), count.where(jobs.c.user == user)
+        if after is not None:
+            place = sa.tuple_(jobs.c.created, jobs.c.id) < sa.tuple_(
+                sa.literal(after[0]), sa.literal(after[1])
+            )
+            query, count = query.where(place), count.where(place)
+        query = query.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(limit)
+
+        def work(connection: sa.Connection) -> Page:
+            page = [self._job(row) for row in connection.execute(query)]
+            total = int(connection.execute(count).scalar_one())
+            more = total > len(page) and bool(page)
+            return Page(page, (page[-1].created, page[-1].id) if more else None, total - len(page))
+
+        return await self._store.read(work)
+
+    async def claim(self, owner: str, *, total: int, lease: float, batch: int = 16) -> list[Job]:
+        """Take waiting jobs to submit them, fairly: services with the fewest running jobs first.
+
+        Each taken job is `submitting` with a new attempt number and lease token, committed.
+
+        Args:
+            owner: who takes them.
+            total: jobs that may be active over all services.
+            lease: seconds until another may take them over.
+            batch: at most so many at once.
+        """
+
+        def work(connection: sa.Connection) -> list[Job]:
+            running: dict[str, int] = _pairs(
+                connection.execute(
+                    sa.select(jobs.c.service_id, sa.func.count()).where(_active()).group_by(jobs.c.service_id)
+                ).all()
+            )
+            free = min(total - sum(running.values()), batch)
+            if free <= 0:
+                return []
+            waiting = self._waiting_services(connection)
+            if not waiting:
+                return []
+            limits: dict[str, int] = _pairs(
+                connection.execute(
+                    sa.select(services.c.id, services.c.concurrency).where(services.c.id.in_(waiting))
+                ).all()
+            )
+            shares = _shares(waiting, running, limits, free)
+            chosen = [
+                job_id
+                for service_id, share in shares.items()
+                if share
+                for job_id in connection.execute(
+                    sa.select(jobs.c.id)
+                    .where(_queued(), jobs.c.service_id == service_id, jobs.c.next_try <= now_ms())
+                    .order_by(jobs.c.next_try, jobs.c.created, jobs.c.id)
+                    .limit(share)
+                    .with_for_update(skip_locked=True)
+                ).scalars()
+            ]
+            if not chosen:
+                return []
+            return [self._take(connection, job_id, owner, lease, new_attempt=True) for job_id in chosen]
+
+        return await self._store.write(work)
+
+    @staticmethod
+    def _waiting_services(connection: sa.Connection) -> list[str]:
+        # A seek per service instead of a scan of all that waits: a burst of one service may be very long.
+        found: list[str] = []
+        last = ""
+        while True:
+            following = connection.execute(
+                sa.select(sa.func.min(jobs.c.service_id)).where(_queued(), jobs.c.service_id > last)
+            ).scalar()
+            if following is None:
+                return found
+            found.append(following)
+            last = following
+
+    def _take(
+        self, connection: sa.Connection, job_id: str, owner: str, lease: float, *, new_attempt: bool
+    ) -> Job:
+        values: dict[str, Any] = {
+            "lease_owner": owner,
+            "lease_token": str(uuid.uuid4()),
+            "lease_until": now_ms() + int(lease * 1000),
+            "updated": now_ms(),
+        }
+        if new_attempt:
+            values |= {
+                "state": JobState.SUBMITTING.value,
+                "attempt": jobs.c.attempt + 1,
+                "reason": None,
+                "message": None,
+                "exit_code": None,
+                "started": None,
+            }
+        row = connection.execute(
+            jobs.update().where(jobs.c.id == job_id).values(**values).returning(*jobs.c)
+        ).one()
+        return self._job(row)
+
+    async def take_over(self, owner: str, *, lease: float, everything: bool) -> list[Job]:
+        """Take active jobs whose holder is gone: lease expired, or `everything` when we are the only server."""
+
+        def work(connection: sa.Connection) -> list[Job]:
+            condition = _active() if everything else _active() & (jobs.c.lease_until < now_ms())
+            found = connection.execute(
+                sa.select(jobs.c.id).where(condition).with_for_update(skip_locked=True)
+            ).scalars()
+            return [self._take(connection, job_id, owner, lease, new_attempt=False) for job_id in list(found)]
+
+        return await self._store.write(work)
+
+    async def renew(self, owner: str, *, lease: float) -> int:
+        """Keep all leases of that owner; returns how many."""
+        statement = (
+            jobs.update()
+            .where(_active(), jobs.c.lease_owner == owner)
+            .values(lease_until=now_ms() + int(lease * 1000))
+        )
+        return await self._store.write(lambda connection: connection.execute(statement).rowcount)
+
+    async def advance(self, job: Job, state: JobState, *, started: int | None = None) -> bool:
+        """Move an active job on within its attempt; False when the lease is not ours any more."""
+        before = [source.value for source, targets in TRANSITIONS.items() if state in targets]
+        values: dict[str, Any] = {"state": state.value, "updated": now_ms()}
+        if started is not None:
+            values["started"] = started
+        statement = jobs.update().where(_held(job), jobs.c.state.in_(before)).values(**values)
+        return await self._store.write(lambda connection: connection.execute(statement).rowcount == 1)
+
+    async def settle(
+        self,
+        job: Job,
+        verdict: Verdict,
+        *,
+        reason: str | None,
+        message: str | None,
+        exit_code: int | None,
+        started: int | None,
+        finished: int | None,
+        script_failures: int,
+        our_failures: int,
+    ) -> bool:
+        """Record an attempt's end, for good or queued again; False when the lease is not ours any more."""
+        final = verdict.state in FINAL
+        values: dict[str, Any] = {
+            "state": verdict.state.value,
+            "reason": reason,
+            "message": message,
+            "exit_code": exit_code,
+            "script_failures": script_failures,
+            "our_failures": our_failures,
+            "lease_owner": None,
+            "lease_token": None,
+            "lease_until": None,
+            "updated": now_ms(),
+        }
+        if started is not None:
+            values["started"] = started
+        if final:
+            values["finished"] = finished if finished is not None else now_ms()
+            values["callback_state"] = sa.case((jobs.c.callback_sealed.is_not(None), "due"), else_=None)
+        else:
+            values["next_try"] = now_ms() + int(verdict.delay * 1000)
+        statement = jobs.update().where(_held(job)).values(**values)
+        return await self._store.write(lambda connection: connection.execute(statement).rowcount == 1)
+
+    async def request_cancel(self, job_id: str) -> Job:
+        """Cancel a waiting job at once, mark an active one; a finished one is left.
+
+        Raises:
+            JobNotFound: there is none of that id.
+        """
+
+        def work(connection: sa.Connection) -> Job:
+            connection.execute(
+                jobs.update()
+                .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED.value)
+                .values(
+                    state=JobState.CANCELLED.value,
+                    reason="cancelled",
+                    finished=now_ms(),
+                    updated=now_ms(),
+                    callback_state=sa.case((jobs.c.callback_sealed.is_not(None), "due"), else_=None),
+                )
+            )
+            connection.execute(
+                jobs.update()
+                .where(jobs.c.id == job_id, _active())
+                .values(cancel_requested=True, updated=now_ms())
+            )
+            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).first()
+            if row is None:
+                raise JobNotFound
+            return self._job(row)
+
+        return await self._store.write(work)
+
+    async def cancellations(self, owner: str) -> list[Job]:
+        """Active jobs of that holder whose end was asked for."""
+        query = sa.select(jobs).where(_active(), jobs.c.lease_owner == owner, jobs.c.cancel_requested)
+        return await self._store.read(
+            lambda connection: [self._job(row) for row in connection.execute(query)]
+        )
+
+    async def delete(self, job_ids: Collection[str]) -> list[Job]:
+        """Remove finished jobs; the removed ones."""
+
+        def work(connection: sa.Connection) -> list[Job]:
+            final = [state.value for state in FINAL]
+            rows = connection.execute(
+                jobs.delete().where(jobs.c.id.in_(job_ids), jobs.c.state.in_(final)).returning(*jobs.c)
+            ).all()
+            removed = [self._job(row) for row in rows]
+            connection.execute(
+                deliveries.delete().where(deliveries.c.job_id.in_([job.id for job in removed]))
+            )
+            return removed
+
+        return await self._store.write(work)
+
+    async def ids(
+        self, service_id: str, *, states: Collection[JobState], user: str | None = None
+    ) -> list[str]:
+        """Ids of the service's jobs in those states."""
+        query = sa.select(jobs.c.id).where(
+            jobs.c.service_id == service_id, jobs.c.state.in_([state.value for state in states])
+        )
+        if user is not None:
+            query = query.where(jobs.c.user == user)
+        return await self._store.read(lambda connection: list(connection.execute(query).scalars()))
+
+    async def expired(self, age: float, limit: int = 500) -> list[str]:
+        """Ids of jobs that finished more than `age` seconds ago."""
+        query = sa.select(jobs.c.id).where(jobs.c.finished < now_ms() - int(age * 1000)).limit(limit)
+        return await self._store.read(lambda connection: list(connection.execute(query).scalars()))
+
+    async def active_ids(self) -> set[str]:
+        """Ids of the jobs that an engine may know."""
+        query = sa.select(jobs.c.id).where(_active())
+        return await self._store.read(lambda connection: set(connection.execute(query).scalars()))
+
+    async def next_try(self) -> int | None:
+        """Milliseconds until the next waiting job may start; None when none waits."""
+        query = sa.select(sa.func.min(jobs.c.next_try) - now_ms()).where(_queued())
+        return await self._store.read(lambda connection: connection.execute(query).scalar())
+
+    async def counts(self) -> dict[JobState, int]:
+        """How many jobs there are in each state."""
+        query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
+        rows = await self._store.read(lambda connection: connection.execute(query).all())
+        return {JobState(state): count for state, count in rows}
+
+    async def payload_refs(self) -> set[str]:
+        """Names of the stored bodies in use."""
+        query = sa.select(jobs.c.payload_ref).where(jobs.c.payload_ref.is_not(None))
+        return await self._store.read(lambda connection: set(connection.execute(query).scalars()))
+
+    async def due_callbacks(self, limit: int = 16) -> list[Callback]:
+        """Callbacks that wait to be sent."""
+        query = (
+            sa.select(jobs).where(jobs.c.callback_state == "due", jobs.c.next_try <= now_ms()).limit(limit)
+        )
+        rows = await self._store.read(lambda connection: connection.execute(query).all())
+        return [
+            Callback(
+                self._job(row),
+                self._store.sealer.open(row.callback_sealed, _CALLBACK).decode(),
+                row.callback_tries,
+            )
+            for row in rows
+        ]
+
+    async def record_callback(self, job_id: str, *, state: str, delay: float = 0.0) -> None:
+        """Record a try: `sent`, `failed` for good, or `due` again after so many seconds."""
+        statement = (
+            jobs.update()
+            .where(jobs.c.id == job_id)
+            .values(
+                callback_state=state,
+                callback_tries=jobs.c.callback_tries + 1,
+                next_try=now_ms() + int(delay * 1000),
+            )
+        )
+        await self._store.write(lambda connection: connection.execute(statement))
+
+    def _job(self, row: Any) -> Job:
+        values = row._mapping
+        return Job(
+            id=values["id"],
+            service_id=values["service_id"],
+            service_name=values["service_name"],
+            owner=values["owner"],
+            user=values["user"],
+            kind=values["kind"],
+            state=JobState(values["state"]),
+            reason=values["reason"],
+            message=values["message"],
+            attempt=values["attempt"],
+            script_failures=values["script_failures"],
+            our_failures=values["our_failures"],
+            exit_code=values["exit_code"],
+            hops=values["hops"],
+            payload=values.get("payload"),
+            payload_ref=values["payload_ref"],
+            event_key=values["event_key"],
+            cancel_requested=values["cancel_requested"],
+            lease_token=values["lease_token"],
+            created=values["created"],
+            next_try=values["next_try"],
+            started=values["started"],
+            finished=values["finished"],
+            updated=values["updated"],
+        )
+
+
+def _pairs(rows: Any) -> dict[str, int]:
+    return dict(rows)
+
+
+def _queued() -> Any:
+    return jobs.c.state == sa.literal_column("'queued'")
+
+
+def _active() -> Any:
+    # Written out so that SQLite sees the partial index's own condition.
+    return sa.literal_column("jobs.state IN ('submitting','submitted','running','settling')", sa.Boolean)
+
+
+def _held(job: Job) -> Any:
+    return (
+        (jobs.c.id == job.id)
+        & (jobs.c.attempt == job.attempt)
+        & (jobs.c.lease_token == job.lease_token)
+        & jobs.c.state.in_([state.value for state in ACTIVE])
+    )
+
+
+def _shares(
+    waiting: Sequence[str], running: dict[str, int], limits: dict[str, int], free: int
+) -> dict[str, int]:
+    """How many jobs each service may start: one at a time to the service that has the fewest."""
+    shares = dict.fromkeys(waiting, 0)
+    open_services = set(waiting)
+    while free > 0 and open_services:
+        neediest = min(
+            open_services, key=lambda service: (running.get(service, 0) + shares[service], service)
+        )
+        limit = limits.get(neediest, 0)
+        if limit and running.get(neediest, 0) + shares[neediest] >= limit:
+            open_services.discard(neediest)
+            continue
+        shares[neediest] += 1
+        free -= 1
+    return shares

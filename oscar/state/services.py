@@ -1,0 +1,268 @@
+"""Rows of services: definition without secrets as ready JSON, secrets and token sealed beside it.
+
+Called by `core.services`. The definition is kept as the text that lists answer with, so that a list of a thousand
+services is a concatenation.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from oscar.errors import AlreadyExists, ServiceNotFound
+from oscar.model.job import JobState
+from oscar.state.store import Store, now_ms
+from oscar.state.tables import jobs, service_buckets, service_inputs, services
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRow:
+    """A stored service; `definition` is JSON text without secrets and token."""
+
+    id: str
+    name: str
+    owner: str
+    definition: str
+    token: str = field(repr=False)
+    generation: int
+    created: int
+    updated: int
+    secrets: Mapping[str, str] | None = field(repr=False, default=None)
+    """Opened only by `get`; None in lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class BucketUse:
+    """A bucket that a service uses and whether the service created it."""
+
+    bucket: str
+    created: bool
+
+
+class Services:
+    """Statements on services; each verb is one transaction."""
+
+    def __init__(self, store: Store) -> None:
+        """Work on that Store."""
+        self._store = store
+        self._sealer = store.sealer
+
+    async def insert(
+        self,
+        *,
+        name: str,
+        owner: str,
+        definition: str,
+        token: str,
+        secrets: Mapping[str, str],
+        inputs: Sequence[tuple[str, str]],
+        buckets: Sequence[BucketUse],
+        concurrency: int,
+    ) -> str:
+        """Store a new service; returns its id.
+
+        Raises:
+            AlreadyExists: the owner has one of that name.
+        """
+        service_id = str(uuid.uuid4())
+        values = {
+            **self._values(definition, token, secrets, concurrency),
+            "id": service_id,
+            "name": name,
+            "owner": owner,
+            "created": now_ms(),
+        }
+
+        def work(connection: sa.Connection) -> str:
+            taken = sa.select(services.c.id).where(services.c.name == name, services.c.owner == owner)
+            if connection.execute(taken).first():
+                raise AlreadyExists(
+                    f'A service named "{name}" exists already',
+                    field="name",
+                    fix="choose another name, or update the service with PUT /system/services",
+                )
+            connection.execute(services.insert().values(**values))
+            self._relate(connection, service_id, inputs, buckets)
+            return service_id
+
+        return await self._store.write(work)
+
+    async def replace(
+        self,
+        service_id: str,
+        *,
+        definition: str,
+        token: str,
+        secrets: Mapping[str, str],
+        inputs: Sequence[tuple[str, str]],
+        buckets: Sequence[BucketUse],
+        concurrency: int,
+    ) -> int:
+        """Overwrite a service; a bucket that it created once stays marked so. Returns its new generation.
+
+        Raises:
+            ServiceNotFound: it is gone.
+        """
+        values = self._values(definition, token, secrets, concurrency)
+
+        def work(connection: sa.Connection) -> int:
+            generation = connection.execute(
+                services.update()
+                .where(services.c.id == service_id)
+                .values(**values, generation=services.c.generation + 1)
+                .returning(services.c.generation)
+            ).scalar()
+            if generation is None:
+                raise ServiceNotFound
+            kept = {use.bucket for use in self._uses(connection, service_id) if use.created}
+            connection.execute(service_inputs.delete().where(service_inputs.c.service_id == service_id))
+            connection.execute(service_buckets.delete().where(service_buckets.c.service_id == service_id))
+            merged = [BucketUse(use.bucket, use.created or use.bucket in kept) for use in buckets]
+            self._relate(connection, service_id, inputs, merged)
+            return int(generation)
+
+        return await self._store.write(work)
+
+    async def get(self, name: str, owner: str | None = None) -> list[ServiceRow]:
+        """The services of that name (one per owner), with their secrets."""
+        query = sa.select(services).where(services.c.name == name).order_by(services.c.owner)
+        if owner is not None:
+            query = query.where(services.c.owner == owner)
+        return [self._row(row, secrets=True) for row in await self._store.read(_all(query))]
+
+    async def by_id(self, service_id: str) -> ServiceRow | None:
+        """The service of that id, with its secrets."""
+        rows = await self._store.read(_all(sa.select(services).where(services.c.id == service_id)))
+        return self._row(rows[0], secrets=True) if rows else None
+
+    async def by_token(self, token: str) -> ServiceRow | None:
+        """The service whose token that is, with its secrets."""
+        query = sa.select(services).where(services.c.token_mac.in_(self._sealer.macs(token)))
+        rows = await self._store.read(_all(query))
+        return self._row(rows[0], secrets=True) if rows else None
+
+    async def rows(self, owner: str | None = None) -> list[ServiceRow]:
+        """All services, or those of an owner, in name order, without their secrets."""
+        query = sa.select(
+            services.c.id,
+            services.c.name,
+            services.c.owner,
+            services.c.definition,
+            services.c.token_sealed,
+            services.c.generation,
+            services.c.created,
+            services.c.updated,
+        ).order_by(services.c.name, services.c.owner)
+        if owner is not None:
+            query = query.where(services.c.owner == owner)
+        return await self._store.read(
+            lambda connection: [self._row(row) for row in connection.execute(query)]
+        )
+
+    async def delete(self, service_id: str) -> list[BucketUse]:
+        """Remove a service and cancel its waiting jobs; silent if absent.
+
+        Returns:
+            The buckets that only it used.
+        """
+
+        def work(connection: sa.Connection) -> list[BucketUse]:
+            uses = self._uses(connection, service_id)
+            others = set(
+                connection.execute(
+                    sa.select(service_buckets.c.bucket).where(
+                        service_buckets.c.bucket.in_([use.bucket for use in uses]),
+                        service_buckets.c.service_id != service_id,
+                    )
+                ).scalars()
+            )
+            connection.execute(
+                jobs.update()
+                .where(jobs.c.service_id == service_id, jobs.c.state == JobState.QUEUED)
+                .values(
+                    state=JobState.CANCELLED, reason="service_deleted", finished=now_ms(), updated=now_ms()
+                )
+            )
+            connection.execute(
+                jobs.update()
+                .where(jobs.c.service_id == service_id, jobs.c.finished.is_(None))
+                .values(cancel_requested=True, updated=now_ms())
+            )
+            connection.execute(services.delete().where(services.c.id == service_id))
+            return [use for use in uses if use.bucket not in others]
+
+        return await self._store.write(work)
+
+    async def uses(self, service_id: str) -> list[BucketUse]:
+        """The buckets that a service uses."""
+        return await self._store.read(lambda connection: self._uses(connection, service_id))
+
+    async def users_of_bucket(self, bucket: str) -> list[str]:
+        """Names of the services that use the bucket."""
+        query = (
+            sa.select(services.c.name)
+            .join(service_buckets, service_buckets.c.service_id == services.c.id)
+            .where(service_buckets.c.bucket == bucket)
+        )
+        return await self._store.read(lambda connection: list(connection.execute(query).scalars()))
+
+    def _values(
+        self, definition: str, token: str, secrets: Mapping[str, str], concurrency: int
+    ) -> dict[str, Any]:
+        return {
+            "definition": definition,
+            "secrets_sealed": self._sealer.seal(json.dumps(dict(secrets)).encode(), "services.secrets"),
+            "token_sealed": self._sealer.seal(token.encode(), "services.token"),
+            "token_mac": self._sealer.macs(token)[0],
+            "concurrency": concurrency,
+            "updated": now_ms(),
+        }
+
+    def _row(self, row: Any, *, secrets: bool = False) -> ServiceRow:
+        return ServiceRow(
+            id=row.id,
+            name=row.name,
+            owner=row.owner,
+            definition=row.definition,
+            token=self._sealer.open(row.token_sealed, "services.token").decode(),
+            generation=row.generation,
+            created=row.created,
+            updated=row.updated,
+            secrets=json.loads(self._sealer.open(row.secrets_sealed, "services.secrets"))
+            if secrets
+            else None,
+        )
+
+    @staticmethod
+    def _relate(
+        connection: sa.Connection,
+        service_id: str,
+        inputs: Sequence[tuple[str, str]],
+        buckets: Sequence[BucketUse],
+    ) -> None:
+        if inputs:
+            rows = [
+                {"service_id": service_id, "bucket": bucket, "prefix": prefix} for bucket, prefix in inputs
+            ]
+            connection.execute(service_inputs.insert(), rows)
+        if buckets:
+            rows2 = [
+                {"service_id": service_id, "bucket": use.bucket, "created": use.created} for use in buckets
+            ]
+            connection.execute(service_buckets.insert(), rows2)
+
+    @staticmethod
+    def _uses(connection: sa.Connection, service_id: str) -> list[BucketUse]:
+        query = sa.select(service_buckets.c.bucket, service_buckets.c.created).where(
+            service_buckets.c.service_id == service_id
+        )
+        return [BucketUse(row.bucket, row.created) for row in connection.execute(query)]
+
+
+def _all(query: sa.Select[Any]) -> Any:
+    return lambda connection: connection.execute(query).all()

@@ -1,0 +1,53 @@
+"""The server's own log: structured lines, secrets never among them.
+
+`configure` is called once by each process (`app.py`); everybody else takes `get(name)`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+_SECRET_NAMES = re.compile(r"password|secret|token|authorization|cookie|credential|signature", re.IGNORECASE)
+
+
+def configure(*, level: str = "INFO", json: bool = False) -> None:
+    """Write log lines to stderr: as text for people, or JSON lines."""
+    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if json
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _redact,
+            *([structlog.processors.format_exc_info] if json else []),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _redact(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name in fields:
+        if _SECRET_NAMES.search(name):
+            fields[name] = "***"
+    return fields
+
+
+def get(name: str) -> Any:
+    """A logger whose lines carry the name of the part that writes them."""
+    return structlog.get_logger(part=name)
