@@ -93,7 +93,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One uploaded part, its bytes in `blobs/<generation>`."""
+    """One uploaded part, its bytes in `blobs/<generation>` unless they lie in place."""
 
     upload_id: str
     number: int
@@ -102,6 +102,11 @@ class Part:
     etag: str
     modified: int
     checksums: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its bytes lie in the upload's own file `blobs/<upload_id>`, at (number - 1) * size."""
+        return self.generation.startswith(self.upload_id + ".")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +127,32 @@ class Producer:
     job_id: str
     hops: int = 0
     """How many functions in a row led to this object; over 16 a job is refused as an event loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A service that a stored object may start: a row of its inputs."""
+
+    service_id: str
+    service_name: str
+    owner: str
+    bucket: str
+    prefix: str
+    """Folder in the bucket, without slashes at its ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the rows say about the three nouns of a request; None for what there is not or was not asked."""
+
+    credential: Credential | None
+    bucket: Bucket | None
+    object: Object | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a bucket holds."""
+
+    objects: int
+    size: int

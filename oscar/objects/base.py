@@ -1,8 +1,8 @@
 """The ports to object storage: `ObjectStore` (data), `BucketAdmin` (buckets and keys), `ObjectIndex` (rows).
 
-`ObjectStore` is called by the supervisor (staging) and `core.storage`; implemented by `objects.s3` (any S3) and
-`objects.embedded.store` (the built-in server's own folder, without HTTP). `ObjectIndex` is what the built-in server
-asks of the Store; `state.objects` implements it and this package never imports it.
+`ObjectStore` is called by the supervisor (staging) and `core.storage`; implemented by `objects.s3` (any S3)
+and `objects.embedded.store` (the built-in server's own folder, without HTTP). `ObjectIndex` is what the
+built-in server asks of the Store; `state.objects` implements it and this package never imports it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from oscar.model.object import Bucket, Credential, Listing, Object, Part, Producer, Upload, Visibility
+from oscar.model.object import (
+    Bucket,
+    Credential,
+    Known,
+    Listing,
+    Object,
+    Part,
+    Producer,
+    Upload,
+    Usage,
+    Visibility,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +38,27 @@ class Found:
 
 
 class ObjectStore(Protocol):
-    """Objects of one store with one set of keys. Errors: ObjectNotFound, BucketNotFound, Forbidden, StorageError."""
+    """Objects of one store with one set of keys.
+
+    Errors: ObjectNotFound, BucketNotFound, Forbidden, StorageError.
+    """
 
     async def download(self, bucket: str, key: str, path: Path) -> Found:
         """Stream the object into a new file; on error the file is removed. Memory stays flat."""
 
     async def upload(
-        self, bucket: str, key: str, path: Path, *, producer: Producer | None = None, content_type: str | None = None
+        self,
+        bucket: str,
+        key: str,
+        path: Path,
+        *,
+        producer: Producer | None = None,
+        content_type: str | None = None,
     ) -> Found:
         """Store the file under the key, atomically. Memory stays flat.
 
-        With `producer`, the hop count travels in the object's metadata (`oscar-hops`), and the built-in store writes
-        the same key for the same job only once.
+        With `producer`, the hop count travels in the object's metadata (`oscar-hops`), and the built-in store
+        writes the same key for the same job only once.
         """
 
     async def stat(self, bucket: str, key: str) -> Found:
@@ -59,14 +79,6 @@ class ObjectStore(Protocol):
         """A URL that allows `method` (GET or PUT) on the key for `expires` seconds (at most 7 days)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a bucket holds."""
-
-    objects: int
-    size: int
-
-
 class BucketAdmin(Protocol):
     """Buckets and keys of the platform's own store."""
 
@@ -74,7 +86,12 @@ class BucketAdmin(Protocol):
         """Create it; False when a bucket of that name exists (left as it is)."""
 
     async def update_bucket(
-        self, name: str, *, visibility: Visibility, allowed_users: Sequence[str], tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        *,
+        visibility: Visibility,
+        allowed_users: Sequence[str],
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         """Change who sees it. Raises BucketNotFound."""
 
@@ -85,7 +102,7 @@ class BucketAdmin(Protocol):
         """All buckets in name order."""
 
     async def delete_bucket(self, name: str, *, force: bool = False) -> None:
-        """Remove an empty bucket, or with `force` also what it holds. Silent if absent. Raises BucketNotEmpty."""
+        """Remove an empty bucket, or with `force` all it holds. Silent if absent. Raises BucketNotEmpty."""
 
     async def usage(self, name: str) -> Usage:
         """How many objects and bytes it holds."""
@@ -94,20 +111,11 @@ class BucketAdmin(Protocol):
         """The user's own key pair, made when absent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What the rows say about the three nouns of a request; None for what there is not or was not asked."""
-
-    credential: Credential | None
-    bucket: Bucket | None
-    object: Object | None
-
-
 class ObjectIndex(Protocol):
     """The rows behind the built-in store. Each verb is one transaction; errors are of `oscar.errors`."""
 
     async def lookup(self, *, access_key: str | None, bucket: str | None, key: str | None) -> Known:
-        """Key pair, bucket and object in one read: all that most requests need, in one trip to the database."""
+        """Key pair, bucket and object in one read: all that most requests need of the database."""
 
     async def credential(self, access_key: str) -> Credential | None:
         """The key pair of that access key."""
@@ -162,8 +170,8 @@ class ObjectIndex(Protocol):
             source_ip: of the client, for the event.
 
         Returns:
-            The generation whose blob is free now: the replaced one; `obj.generation` itself when the producer had
-            delivered before; None when the key was new.
+            The generation whose blob is free now: the replaced one; `obj.generation` itself when the producer
+            had delivered before; None when the key was new.
 
         Raises:
             BucketNotFound: the bucket is gone.
@@ -179,10 +187,10 @@ class ObjectIndex(Protocol):
     async def list(
         self, bucket: str, *, prefix: str = "", delimiter: str = "", after: str = "", limit: int = 1000
     ) -> Listing:
-        """A page in UTF-8 byte order of keys, strictly after `after`; with delimiter, keys folded to prefixes.
+        """A page in UTF-8 byte order of keys, after `after`; with delimiter, keys folded to prefixes.
 
-        An `after` that is itself a folded prefix skips all keys under it. Listed objects carry no metadata, headers,
-        tags or checksums: `get` does.
+        An `after` that is itself a folded prefix skips all keys under it. Listed objects carry no metadata,
+        headers, tags or checksums: `get` does.
         """
 
     async def create_upload(self, upload: Upload) -> None:
@@ -191,16 +199,16 @@ class ObjectIndex(Protocol):
     async def upload(self, upload_id: str) -> Upload | None:
         """The upload in progress."""
 
-    async def uploads(self, bucket: str, *, prefix: str = "") -> list[Upload]:
+    async def uploads(self, bucket: str, *, prefix: str = "") -> Sequence[Upload]:
         """Uploads in progress in key order."""
 
     async def put_part(self, part: Part) -> str | None:
         """Insert or replace the part; the generation that is free now, None when there is none.
 
-        A part whose generation is the upload's id lies in the upload's own file, which stays. Raises UploadNotFound.
+        The upload's own file, in which parts lie in place, stays. Raises UploadNotFound.
         """
 
-    async def parts(self, upload_id: str) -> list[Part]:
+    async def parts(self, upload_id: str) -> Sequence[Part]:
         """Its parts in order of their number."""
 
     async def complete_upload(
@@ -211,18 +219,18 @@ class ObjectIndex(Protocol):
         if_none_match: bool = False,
         if_match: str | None = None,
         source_ip: str = "",
-    ) -> list[str]:
+    ) -> Sequence[str]:
         """`commit` the assembled object and remove the upload and its parts, in one transaction.
 
-        Returns the generations that are free now: parts, the upload's own file (named by its id), a replaced object;
-        never that of `obj`. Raises UploadNotFound, and what `commit` raises.
+        Returns the generations that are free now: of parts that don't lie in place, the upload's own file
+        (its id), a replaced object; never that of `obj`. Raises UploadNotFound, and what `commit` raises.
         """
 
-    async def abort_upload(self, upload_id: str) -> list[str]:
-        """Remove the upload; the generations of its parts and its own file (its id). Raises UploadNotFound."""
+    async def abort_upload(self, upload_id: str) -> Sequence[str]:
+        """Remove the upload; its own file (its id) and those of its other parts. Raises UploadNotFound."""
 
     async def referenced(self, generations: Sequence[str]) -> set[str]:
-        """Which of the generations are in use by an object, a part or as the id of an upload (for the sweep)."""
+        """Which of the generations an object or a part uses, or are the id of an upload (for the sweep)."""
 
     async def delivered(self, producer: Producer, bucket: str, key: str) -> bool:
         """Whether that job has already written that key."""

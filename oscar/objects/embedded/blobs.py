@@ -1,9 +1,9 @@
-"""The folder of bodies: immutable files `blobs/<aa>/<generation>`, each made durable before its row is committed.
+"""The folder of bodies: immutable files `blobs/<aa>/<generation>`, each durable before its row is committed.
 
-Called by `intake`, the operations and `store`; calls only the file system. A file without a row is nothing: readers
-come by the row. So a body is written straight under its own, unique name, without a temporary file and rename (one
-journal commit less per object). While it has no row its writer holds a lock on it, which dies with the process; the
-sweep at start removes what has neither row nor lock. See `docs/s3.md`, "On disk".
+Called by `intake`, the operations and `store`; calls only the file system. A file without a row is nothing:
+readers come by the row. So a body is written straight under its own, unique name, without a temporary file
+and rename (one journal commit less per object). While it has no row its writer holds a lock on it, which dies
+with the process; the sweep at start removes what has neither row nor lock. See `docs/s3.md`, "On disk".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -59,16 +59,17 @@ class Blobs:
             os.close(descriptor)
         self._folders.clear()
 
-    def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """Run blocking work in a worker thread."""
-        loop = asyncio.get_running_loop()
-        if kwargs:
-            return loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
-        return loop.run_in_executor(self._threads, work, *args)
+    def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Start blocking work in a worker thread."""
+        return self._threads.submit(work, *args, **kwargs)
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work in a worker thread; see `result`."""
+        return await result(self._threads.submit(work, *args, **kwargs))
 
     @staticmethod
     def new_generation() -> str:
-        """A name for a body that was never used and sorts by time: microseconds, then 32 random bits, in hex."""
+        """A new name that sorts by time: microseconds, then 32 random bits, in hex."""
         return f"{time.time_ns() // 1000:014x}{secrets.token_hex(4)}"
 
     def path(self, generation: str) -> Path:
@@ -138,10 +139,9 @@ class Blobs:
 
     def all(self) -> Iterator[list[str]]:
         """The names of all bodies, a folder at a time."""
-        for entry in sorted(os.listdir(self.folder)):
-            path = self.folder / entry
-            if path.is_dir():
-                yield sorted(os.listdir(path))
+        for folder in sorted(self.folder.iterdir()):
+            if folder.is_dir():
+                yield sorted(body.name for body in folder.iterdir())
 
 
 class translated:  # noqa: N801 - reads as a clause: with translated()
@@ -156,6 +156,21 @@ class translated:  # noqa: N801 - reads as a clause: with translated()
             if error.errno in _FULL:
                 raise StorageFull from error
             raise StorageError(f"The folder of bodies can't be written: {error.strerror}.") from error
+
+
+async def result(work: Future[T]) -> T:
+    """Wait for work. A cancelled caller leaves when the thread has, so it may close what that uses."""
+    try:
+        return await asyncio.wrap_future(work)
+    except asyncio.CancelledError:
+        await settled(work)
+        raise
+
+
+async def settled(work: Future[T]) -> None:
+    """Withdraw work that hasn't begun, else wait for its end, whatever that is."""
+    if not work.cancel() and not work.done():
+        await asyncio.wait([asyncio.wrap_future(work)])
 
 
 def write_at(descriptor: int, pieces: list[memoryview], offset: int) -> int:

@@ -1,7 +1,7 @@
 """The checksums of S3: crc32, crc32c, crc64nvme, sha1, sha256; over bodies, and combined over parts.
 
-Called by `intake` (while a body streams in) and `multipart` (when parts become an object). Values travel as base64 of
-the big-endian digest. Source: "Checking object integrity" in the S3 user guide.
+Called by `intake` (while a body streams in) and `multipart` (when parts become an object). Values travel as
+base64 of the big-endian digest. Source: "Checking object integrity" in the S3 user guide.
 """
 
 from __future__ import annotations

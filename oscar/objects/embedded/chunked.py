@@ -1,8 +1,9 @@
 """The `aws-chunked` body: chunks with signatures and trailing headers, taken apart without I/O.
 
-Called by `intake`, in a worker thread. Feed it bytes in any pieces; it gives back the payload and refuses a chunk or
-trailer whose signature is wrong, and a body that ends early or late. Source: "Signature Calculations for the
-Authorization Header: Transferring Payload in Multiple Chunks" and "… Including Trailing Headers", S3 API reference.
+Called by `intake`, in a worker thread. Feed it bytes in any pieces; it gives back the payload and refuses a
+chunk or trailer whose signature is wrong, and a body that ends early or late. Source: "Signature Calculations
+for the Authorization Header: Transferring Payload in Multiple Chunks" and "… Including Trailing Headers", S3
+API reference.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 from dataclasses import dataclass
 
 from oscar.objects.embedded.faults import fault
-from oscar.objects.embedded.signature import EMPTY_SHA256, Claim, matches
+from oscar.objects.embedded.requests import Claim
+from oscar.objects.embedded.signature import EMPTY_SHA256, matches
 
 SIGNED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 SIGNED_TRAILER = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
@@ -49,7 +51,7 @@ class ChunkSigner:
         self._check("AWS4-HMAC-SHA256-PAYLOAD", f"{EMPTY_SHA256}\n", digest, signature)
 
     def trailer(self, digest: str, signature: str) -> None:
-        """Check the trailer by the hex SHA-256 of its canonical lines. Raises S3Error: SignatureDoesNotMatch."""
+        """Check the trailer by the hex SHA-256 of its lines. Raises S3Error: SignatureDoesNotMatch."""
         self._check("AWS4-HMAC-SHA256-TRAILER", "", digest, signature)
 
 

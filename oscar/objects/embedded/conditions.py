@@ -1,7 +1,7 @@
 """Conditional requests and ranges: pure decisions over headers, an ETag and a time.
 
-Called by `objects` (GET, HEAD, PUT), `copies` (source of a copy) and `multipart` (completion). Source: RFC 9110,
-sections 13 and 14, with the precedence that S3 documents for GetObject and CopyObject.
+Called by `objects` (GET, HEAD, PUT), `copies` (source of a copy) and `multipart` (completion). Source: RFC
+9110, sections 13 and 14, with the precedence that S3 documents for GetObject and CopyObject.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_read(headers: Mapping[str, str], etag: str, modified: int, prefix: str
     if unchanged:
         if prefix:
             raise fault("PreconditionFailed", Condition=condition)
-        raise NotModified
+        raise NotModified(etag, modified)
 
 
 def write_conditions(headers: Mapping[str, str]) -> tuple[bool, str | None]:

@@ -1,10 +1,12 @@
 """Errors of the S3 protocol: codes, statuses and their XML form.
 
-Every module of the built-in S3 server raises `S3Error` by `fault(...)`; errors of `oscar.errors` that come up from
-the index are translated by `as_fault`. Only `server` renders them.
+Every module of the built-in S3 server raises `S3Error` by `fault(...)`; errors of `oscar.errors` that come up
+from the index are translated by `as_fault`. Only `server` renders them.
 """
 
 from __future__ import annotations
+
+from email.utils import formatdate
 
 from oscar import errors
 
@@ -83,27 +85,32 @@ class S3Error(errors.OscarError):
         code: str,
         message: str | None = None,
         *,
+        details: dict[str, str | int] | None = None,
         headers: dict[str, str] | None = None,
-        **details: str | int,
     ) -> None:
         """Make an error of a known code; `details` become elements of the XML (`Key`, `BucketName`, ...)."""
         self.status, default = CODES[code]
         self.code = code
-        self.details = details
+        self.details = details or {}
         super().__init__(message or default, headers=headers)
 
 
-class NotModified(Exception):  # noqa: N818 - an answer, not an error
+class NotModified(Exception):
     """The conditions of a GET or HEAD say that the client has the object already: 304 without a body."""
 
+    def __init__(self, etag: str, modified: int) -> None:
+        """Say which object it has: ETag without quotes, Unix milliseconds."""
+        super().__init__(etag)
+        self.headers = {"etag": f'"{etag}"', "last-modified": formatdate(modified // 1000, usegmt=True)}
 
-class ClientGone(Exception):  # noqa: N818 - there is nobody to tell an error
+
+class ClientGone(Exception):
     """The client closed the connection before its body was complete."""
 
 
 def fault(code: str, message: str | None = None, **details: str | int) -> S3Error:
     """The error of that code, with the code's own message unless one is given."""
-    return S3Error(code, message, **details)
+    return S3Error(code, message, details=details)
 
 
 def unsupported(what: str) -> S3Error:

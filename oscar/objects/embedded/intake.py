@@ -1,8 +1,8 @@
 """A body on its way from the network to a file: decoded, counted, hashed, checked, written.
 
-Called by the operations that take a body (`objects`, `multipart`, `forms`, and small documents everywhere); calls
-`chunked`, `checksums`, `blobs`. The event loop gathers about a megabyte, a worker thread decodes, hashes and writes
-it while the next megabyte arrives; a small body is one single piece of work in one thread.
+Called by the operations that take a body (`objects`, `multipart`, `forms`, and small documents everywhere);
+calls `chunked`, `checksums`, `blobs`. The event loop gathers about a megabyte, a worker thread decodes,
+hashes and writes it while the next megabyte arrives; a small body is one single piece of work in one thread.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import hashlib
 import hmac
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from oscar.objects.embedded import checksums
-from oscar.objects.embedded.blobs import Blobs, write_at
+from oscar.objects.embedded.blobs import Blobs, result, settled, write_at
 from oscar.objects.embedded.chunked import MARKERS, SIGNED, UNSIGNED_TRAILER, ChunkDecoder, ChunkSigner
 from oscar.objects.embedded.faults import ClientGone, fault
-from oscar.objects.embedded.requests import Receive, Request
-from oscar.objects.embedded.signature import UNSIGNED, Claim
+from oscar.objects.embedded.requests import Message, Receive, Request
+from oscar.objects.embedded.signature import UNSIGNED
 
 BATCH = 1024 * 1024
 """Bytes gathered before a worker thread takes over."""
@@ -57,19 +58,17 @@ class Received:
     checksums: dict[str, str]
 
 
-def announced(request: Request, claim: Claim | None, key: bytes, *, limit: int = MAX_OBJECT) -> Expected:
+def announced(request: Request, *, limit: int = MAX_OBJECT) -> Expected:
     """Read what the headers say about the body.
 
     Args:
-        request: the request.
-        claim: its checked signature, None for an anonymous request.
-        key: the derived signing key, for chunk signatures.
+        request: the request, its signature checked.
         limit: largest payload in bytes.
 
     Raises:
         S3Error: EntityTooLarge, InvalidDigest, InvalidRequest, MissingContentLength, NotImplemented.
     """
-    headers = request.headers
+    headers, claim = request.headers, request.claim
     expected = Expected()
     marker = claim.payload if claim else headers.get("x-amz-content-sha256", UNSIGNED)
     length = headers.get("content-length")
@@ -80,7 +79,7 @@ def announced(request: Request, claim: Claim | None, key: bytes, *, limit: int =
         signed = marker != UNSIGNED_TRAILER
         if signed and claim is None:
             raise fault("InvalidRequest", "Signed chunks need a signed request.")
-        signer = ChunkSigner(key, claim) if signed and claim else None
+        signer = ChunkSigner(request.signing_key, claim) if signed and claim else None
         expected.decoder = ChunkDecoder(signer=signer, trailer=marker != SIGNED)
     elif marker.startswith("STREAMING-"):
         raise fault("NotImplemented", f"This server does not implement {marker}.")
@@ -277,7 +276,7 @@ async def receive_all(
     """
     batch: list[bytes] = []
     size = 0
-    pending: asyncio.Future[None] | None = None
+    pending: Future[None] | None = None
     try:
         while True:
             message = await _next(receive)
@@ -289,19 +288,19 @@ async def receive_all(
                 break
             if size >= BATCH:
                 if pending:
-                    await pending
-                pending, batch, size = blobs.run(feed, batch), [], 0
+                    await result(pending)
+                pending, batch, size = blobs.submit(feed, batch), [], 0
         if pending:
             last, pending = pending, None
-            await last
+            await result(last)
         return await blobs.run(finish, batch)
     finally:
         # The file may be closed only when no thread writes to it any more, also when we are cancelled.
-        if pending and not pending.done():
-            await asyncio.wait([pending])
+        if pending:
+            await settled(pending)
 
 
-async def _next(receive: Receive) -> dict[str, object]:
+async def _next(receive: Receive) -> Message:
     try:
         async with asyncio.timeout(STALL):
             message = await receive()
@@ -309,7 +308,7 @@ async def _next(receive: Receive) -> dict[str, object]:
         raise fault("RequestTimeout") from error
     if message["type"] != "http.request":
         raise ClientGone
-    return message  # type: ignore[return-value]  # a mutable mapping by ASGI, a dict in fact
+    return message
 
 
 async def receive_document(request: Request, expected: Expected, limit: int) -> bytes:
@@ -330,7 +329,7 @@ async def receive_document(request: Request, expected: Expected, limit: int) -> 
     more = True
     while more:
         message = await _next(request.receive)
-        intake.feed([message.get("body", b"")])  # type: ignore[list-item]  # bytes by ASGI
+        intake.feed([message.get("body", b"")])
         if len(whole) > limit:
             raise fault("MalformedXML", f"The document is larger than {limit} bytes.")
         more = bool(message.get("more_body", False))

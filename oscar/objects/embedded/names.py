@@ -23,8 +23,8 @@ def bucket_problem(name: str) -> str | None:
         return "A bucket name has 3 to 63 characters."
     if not _BUCKET.fullmatch(name):
         return (
-            "A bucket name consists of lower-case letters, digits, dots and hyphens and begins and ends with a "
-            "letter or digit."
+            "A bucket name consists of lower-case letters, digits, dots and hyphens "
+            "and begins and ends with a letter or digit."
         )
     if ".." in name or ".-" in name or "-." in name:
         return "A bucket name has no two dots in a row and no dot beside a hyphen."

@@ -1,17 +1,42 @@
 """An S3 request as the operations see it: bucket, key, query and headers of an ASGI scope.
 
-Made by `server`, used by `signature`, `cors` and every operation. Holds no rule but how an address names a bucket:
-path style (`/bucket/key`), or virtual-host style (`bucket.<domain>/key`) where a domain is configured.
+Made by `server`, used by `signature`, `cors` and every operation. Holds no rule but how an address names a
+bucket: path style (`/bucket/key`), or virtual-host style (`bucket.<domain>/key`) where a domain is
+configured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from oscar.model.object import Bucket, Credential
+from oscar.model.object import Bucket, Credential, Object
 from oscar.objects.embedded.faults import fault
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a request says about its signature."""
+
+    access_key: str
+    date: str
+    """Of the credential scope: YYYYMMDD."""
+    region: str
+    timestamp: str
+    """ISO 8601 basic format, as in the string to sign."""
+    signed_headers: tuple[str, ...]
+    signature: str
+    payload: str
+    """Hex SHA-256, `UNSIGNED-PAYLOAD` or one of the `STREAMING-...` markers."""
+    presigned: bool
+
+    @property
+    def scope(self) -> str:
+        """The credential scope as it stands in strings to sign."""
+        return f"{self.date}/{self.region}/s3/aws4_request"
+
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -46,22 +71,24 @@ def _unquote_plus(data: bytes) -> str:
 
 
 class Request:
-    """One request. `credential` and `known_bucket` are filled in by `server` before an operation runs."""
+    """One request. What is known of it beyond its bytes is filled in by `server` before an operation runs."""
 
     __slots__ = (
         "bucket",
+        "claim",
         "credential",
         "headers",
         "host",
         "id",
         "key",
         "known_bucket",
+        "known_object",
         "method",
         "pairs",
         "path",
         "query",
         "receive",
-        "signed",
+        "signing_key",
         "source_ip",
     )
 
@@ -83,7 +110,8 @@ class Request:
         headers: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:
             name = raw_name.decode("latin-1")
-            # Header values may be UTF-8 (user metadata of Go clients); latin-1 keeps any bytes for the signature.
+            # Header values may be UTF-8 (user metadata of Go clients); latin-1 keeps any bytes for the
+            # signature.
             value = raw_value.decode("latin-1")
             headers[name] = f"{headers[name]},{value}" if name in headers else value
         self.headers = headers
@@ -95,10 +123,12 @@ class Request:
         self.bucket, self.key = self._address(domain)
         client = scope.get("client")
         self.source_ip: str = client[0] if client else ""
-        self.signed = False
-        """Whether the request carried a valid signature."""
+        self.claim: Claim | None = None
+        """The signature, once it has been checked; None for an anonymous request."""
+        self.signing_key = b""
         self.credential: Credential | None = None
         self.known_bucket: Bucket | None = None
+        self.known_object: Object | None = None
 
     def _address(self, domain: str | None) -> tuple[str, str]:
         path = self.path[1:]
@@ -108,6 +138,11 @@ class Request:
                 return host[: -len(domain) - 1], path
         bucket, _, key = path.partition("/")
         return bucket, key
+
+    @property
+    def signed(self) -> bool:
+        """Whether the request carried a valid signature."""
+        return self.claim is not None
 
     @property
     def user(self) -> str:
@@ -144,10 +179,3 @@ class Request:
                 ArgumentValue=text,
             )
         return int(text)
-
-    def wants(self, value: str | None, header: str) -> None:
-        """Raise MissingSecurityHeader when a header that the operation needs is absent."""
-        if value is None:
-            raise fault(
-                "MissingSecurityHeader", f"The header {header} is required.", MissingHeaderName=header
-            )

@@ -1,9 +1,9 @@
 """AWS Signature Version 4: who signed a request, and is the signature right?
 
-Called by `server` for every request and by `forms` for browser uploads. `read_claim` finds what the request says about
-its signature (header or presigned URL); the caller looks the secret up; `verify` compares. The chunk signatures of
-streamed bodies continue from the `Claim` in `chunked`. Source: "Authenticating Requests (AWS Signature Version 4)"
-in the S3 API reference.
+Called by `server` for every request and by `forms` for browser uploads. `read_claim` finds what the request
+says about its signature (header or presigned URL); the caller looks the secret up; `verify` compares. The
+chunk signatures of streamed bodies continue from the `Claim` in `chunked`. Source: "Authenticating Requests
+(AWS Signature Version 4)" in the S3 API reference.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from calendar import timegm
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote
 
 from oscar.objects.embedded.faults import fault
-from oscar.objects.embedded.requests import Request
+from oscar.objects.embedded.requests import Claim, Request
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED = "UNSIGNED-PAYLOAD"
@@ -30,28 +29,6 @@ MAX_KEYS_KEPT = 1024
 _MAY_BE_UNSIGNED = frozenset(
     {"x-amz-content-sha256", "x-amz-date", "x-amz-user-agent", "x-amz-security-token"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What a request says about its signature; nothing of it is checked against a secret yet."""
-
-    access_key: str
-    date: str
-    """Of the credential scope: YYYYMMDD."""
-    region: str
-    timestamp: str
-    """ISO 8601 basic format, as in the string to sign."""
-    signed_headers: tuple[str, ...]
-    signature: str
-    payload: str
-    """Hex SHA-256, `UNSIGNED-PAYLOAD` or one of the `STREAMING-…` markers."""
-    presigned: bool
-
-    @property
-    def scope(self) -> str:
-        """The credential scope as it stands in strings to sign."""
-        return f"{self.date}/{self.region}/s3/aws4_request"
 
 
 def parse_timestamp(text: str) -> int:
@@ -99,7 +76,7 @@ def _from_header(request: Request, authorization: str, now: float) -> Claim:
         credential, signed, signature = fields["Credential"], fields["SignedHeaders"], fields["Signature"]
     except KeyError as error:
         raise fault("AuthorizationHeaderMalformed", f"The authorization header lacks {error}.") from error
-    access_key, date, region = _read_scope(credential, "AuthorizationHeaderMalformed")
+    access_key, date, region = read_scope(credential, "AuthorizationHeaderMalformed")
     timestamp = request.headers.get("x-amz-date")
     seconds = _signing_time(timestamp, request.headers.get("date"))
     if timestamp is None:
@@ -139,7 +116,7 @@ def _from_query(request: Request, now: float) -> Claim:
         raise fault(malformed, f"X-Amz-Algorithm must be {ALGORITHM}.")
     if not expires.isascii() or not expires.isdigit() or not 1 <= int(expires) <= MAX_EXPIRES:
         raise fault(malformed, f"X-Amz-Expires must be a number of seconds from 1 to {MAX_EXPIRES} (7 days).")
-    access_key, date, region = _read_scope(credential, malformed)
+    access_key, date, region = read_scope(credential, malformed)
     try:
         start = parse_timestamp(timestamp)
     except ValueError as error:
@@ -157,7 +134,8 @@ def _from_query(request: Request, now: float) -> Claim:
     return Claim(access_key, date, region, timestamp, headers, signature, payload, presigned=True)
 
 
-def _read_scope(credential: str, malformed: str) -> tuple[str, str, str]:
+def read_scope(credential: str, malformed: str) -> tuple[str, str, str]:
+    """Access key, date and region of a credential; `malformed` is the code of the error when it isn't one."""
     # Access keys may contain "/", so the scope is taken from the end.
     parts = credential.rsplit("/", 4)
     if len(parts) != 5 or parts[3:] != ["s3", "aws4_request"]:  # noqa: PLR2004

@@ -1,7 +1,7 @@
 """What every S3 operation works with (`Site`) and what it gives back (`Answer`).
 
-`Site` is put together by `server.S3App` from what the composition root hands in; the operations get it as their first
-argument. Nothing here does I/O.
+`Site` is put together by `server.S3App` from what the composition root hands in; the operations get it as
+their first argument. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from oscar.objects.embedded.blobs import Blobs
 from oscar.objects.embedded.slots import Slots
 
 Authorize = Callable[[Credential | None, str, Bucket, str], bool]
-"""May this key pair (None: nobody signed) do that action (`s3:GetObject`) on the bucket and key ("" for none)?"""
+"""May this key pair (None: nobody) do that action (`s3:GetObject`) on the bucket and key ("" for none)?"""
 CheckPolicy = Callable[[str, str], None]
 """Check the text of a policy for the bucket of that name; raises InvalidField with the reason."""
 

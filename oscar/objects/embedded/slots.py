@@ -1,15 +1,16 @@
 """Where the parts of a multipart upload lie: most go straight to their place in the final file.
 
-Called by `multipart`. Clients send parts of one size, the last one smaller. So part n of size P belongs at offset
-(n - 1) * P of the final body, which is the file named by the upload's id, and completing the upload copies nothing but
-the last part. A part that doesn't fit this scheme (another size, sent twice) gets a file of its own. This memory of
-who writes where is rebuilt from the rows of the parts after a restart: `Part.generation` is the upload's id for a part
-in its place.
+Called by `multipart`. Clients send parts of one size, the last one smaller. So part n of size P belongs at
+offset (n - 1) * P of the final body, which is the file named by the upload's id, and completing the upload
+copies nothing but the last part. A part that doesn't fit this scheme (another size, sent twice) gets a file
+of its own. This memory of who writes where is rebuilt from the rows of the parts after a restart
+(`Part.in_place`). Only one process may take parts: the S3 server.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from oscar.model.object import Part
 
 MIN_PART = 5 * 1024 * 1024
 """Bytes of every part but the last."""
+_MARKS = 4096
 MAX_FILE = 5 * 1024**4
 
 
@@ -39,6 +41,7 @@ class Slots:
 
     def __init__(self) -> None:
         self._uploads: dict[str, UploadSlots] = {}
+        self._over: deque[str] = deque()
 
     def get(self, upload_id: str) -> UploadSlots | None:
         """What is known of an upload, None after a restart or before its first part."""
@@ -50,16 +53,17 @@ class Slots:
         if known is None:
             known = self._uploads[upload_id] = UploadSlots()
             for part in parts:
-                if part.generation == upload_id:
+                if part.in_place:
                     known.size = part.size
                     known.taken.add(part.number)
         return known
 
     def forget(self, upload_id: str) -> None:
-        """The upload is over."""
-        known = self._uploads.pop(upload_id, None)
-        if known is not None:
-            known.closed = True
+        """The upload is over. Its mark stays for a while, so that a late part claims no place in a finished file."""
+        self._uploads[upload_id] = UploadSlots(closed=True)
+        self._over.append(upload_id)
+        if len(self._over) > _MARKS:
+            self._uploads.pop(self._over.popleft(), None)
 
 
 def claim(slots: UploadSlots, number: int, length: int | None) -> int | None:

@@ -1,7 +1,7 @@
 """The XML of the S3 protocol: a strict little reader and a writer.
 
-Called by every operation that takes or gives a document. The reader sits on expat and refuses any DOCTYPE, so no
-entity can be declared (no entity bombs, no external files); depth and size are bounded.
+Called by every operation that takes or gives a document. The reader sits on expat and refuses any DOCTYPE, so
+no entity can be declared (no entity bombs, no external files); depth and size are bounded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from xml.parsers import expat  # noqa: S405 - DOCTYPE is refused below, so no entity is ever expanded
+from xml.parsers import expat
 
 from oscar.objects.embedded.faults import S3Error, fault
 
@@ -74,7 +74,7 @@ def parse(body: bytes, root: str) -> Node:
     parser.CharacterDataHandler = text
     parser.StartDoctypeDeclHandler = doctype
     try:
-        parser.Parse(body, True)  # noqa: FBT003 - the binding takes no keywords
+        parser.Parse(body, True)
     except expat.ExpatError as error:
         raise fault("MalformedXML", f"The XML is not well-formed: {error}.") from error
     except S3Error:

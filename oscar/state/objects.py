@@ -1,0 +1,372 @@
+"""Buckets, objects and key pairs in the Store: implements `ObjectIndex` for the built-in S3 server.
+
+Made by `app.py`, called by `objects.embedded` and `core.storage`. The one transaction of `commit` is what
+makes an object visible and enqueues the jobs of the services that listen there: no object without its event,
+no event without its object. Which jobs those are is decided by a function that the composition root hands in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+
+from oscar.errors import BucketNotEmpty, BucketNotFound, ObjectNotFound, PreconditionFailed
+from oscar.model.job import NewJob
+from oscar.model.object import Bucket, Credential, Known, Listener, Listing, Object, Producer, Usage
+from oscar.state import tables
+from oscar.state.jobs import insert_jobs
+from oscar.state.object_rows import (
+    SECRET_PURPOSE,
+    from_bucket,
+    from_object,
+    list_page,
+    to_bucket,
+    to_credential,
+    to_object,
+)
+from oscar.state.store import Store, now_ms
+from oscar.state.uploads import Uploads, remove_upload
+
+JobsFor = Callable[[Object, str, Producer | None, str, Sequence[Listener]], Sequence[NewJob]]
+"""(object, event, producer, source ip, listeners of its bucket) -> the jobs to enqueue."""
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9@._|:+-]{3,128}")
+
+
+class Objects(Uploads):
+    """The rows behind the built-in store; see `ObjectIndex` for what each verb promises."""
+
+    def __init__(self, store: Store, jobs_for: JobsFor) -> None:
+        """Build the statements of the hot paths once, so that SQLAlchemy compiles them once."""
+        super().__init__(store)
+        self._jobs_for = jobs_for
+        insert = sqlite.insert if store.is_sqlite else postgresql.insert
+        self._insert = insert
+        upsert = insert(tables.objects)
+        changed = [column.name for column in tables.objects.c if column.name not in {"bucket", "key"}]
+        self._upsert = upsert.on_conflict_do_update(
+            index_elements=["bucket", "key"], set_={name: upsert.excluded[name] for name in changed}
+        )
+        self._lookup = _lookup_statement()
+        self._present = sa.select(tables.objects.c.generation, tables.objects.c.etag).where(
+            tables.objects.c.bucket == sa.bindparam("in_bucket"),
+            tables.objects.c.key == sa.bindparam("in_key"),
+        )
+        inputs, services = tables.service_inputs, tables.services
+        self._listeners = (
+            sa.select(
+                inputs.c.service_id, services.c.name, services.c.owner, inputs.c.bucket, inputs.c.prefix
+            )
+            .join(services, services.c.id == inputs.c.service_id)
+            .where(inputs.c.bucket == sa.bindparam("in_bucket"))
+            .order_by(inputs.c.service_id, inputs.c.prefix)
+        )
+
+    # Key pairs.
+
+    async def lookup(self, *, access_key: str | None, bucket: str | None, key: str | None) -> Known:
+        """See `ObjectIndex.lookup`: one statement, because nearly every request begins with it."""
+        values = {"access_key": access_key, "bucket": bucket, "key": key}
+
+        def work(connection: sa.Connection) -> Any:
+            return connection.execute(self._lookup, values).first()
+
+        row = await self._store.read(work)
+        credential = to_credential(_part_of(row, "c_"), self._store.sealer) if row.c_access_key else None
+        return Known(
+            credential,
+            to_bucket(_part_of(row, "b_")) if row.b_name else None,
+            to_object(_part_of(row, "o_")) if row.o_generation else None,
+        )
+
+    async def credential(self, access_key: str) -> Credential | None:
+        """See `ObjectIndex.credential`."""
+        return (await self.lookup(access_key=access_key, bucket=None, key=None)).credential
+
+    async def credential_of(self, user: str, *, admin: bool = False) -> Credential:
+        """See `ObjectIndex.credential_of`. The access key is the user's id where that can be one."""
+        table = tables.credentials
+        mine = (
+            sa.select(table)
+            .where(table.c.user == user)
+            .order_by(table.c.created, table.c.access_key)
+            .limit(1)
+        )
+        row = await self._store.read(lambda connection: connection.execute(mine).first())
+        if row is not None:
+            return to_credential(row, self._store.sealer)
+        plain = _PLAIN_KEY.fullmatch(user)
+        access_key = user if plain else hashlib.sha256(user.encode()).hexdigest()[:32]
+        values = self._credential_row(Credential(access_key, secrets.token_urlsafe(30), user, admin))
+
+        def work(connection: sa.Connection) -> Any:
+            connection.execute(self._insert(table).values(values).on_conflict_do_nothing())
+            return connection.execute(sa.select(table).where(table.c.access_key == access_key)).one()
+
+        return to_credential(await self._store.write(work), self._store.sealer)
+
+    async def put_credential(self, credential: Credential) -> None:
+        """Insert or replace a key pair that settings name, such as the admin's."""
+        values = self._credential_row(credential)
+        statement = self._insert(tables.credentials).values(values)
+        statement = statement.on_conflict_do_update(
+            index_elements=["access_key"],
+            set_={name: statement.excluded[name] for name in ("secret_sealed", "user", "admin")},
+        )
+        await self._store.write(lambda connection: connection.execute(statement))
+
+    def _credential_row(self, credential: Credential) -> dict[str, Any]:
+        return {
+            "access_key": credential.access_key,
+            "secret_sealed": self._store.sealer.seal(credential.secret_key.encode(), SECRET_PURPOSE),
+            "user": credential.user,
+            "admin": credential.admin,
+            "created": now_ms(),
+        }
+
+    # Buckets.
+
+    async def bucket(self, name: str) -> Bucket | None:
+        """See `ObjectIndex.bucket`."""
+        return (await self.lookup(access_key=None, bucket=name, key=None)).bucket
+
+    async def buckets(self) -> list[Bucket]:
+        """See `ObjectIndex.buckets`."""
+        statement = sa.select(tables.buckets)
+        rows = await self._store.read(lambda connection: connection.execute(statement).all())
+        # Sorted here: PostgreSQL would put "a-b" and "ab" in the order of its locale.
+        return sorted((to_bucket(row) for row in rows), key=lambda bucket: bucket.name)
+
+    async def create_bucket(self, bucket: Bucket) -> bool:
+        """See `ObjectIndex.create_bucket`."""
+        statement = self._insert(tables.buckets).values(
+            created=bucket.created or now_ms(), **from_bucket(bucket)
+        )
+        statement = statement.on_conflict_do_nothing()
+        return await self._store.write(lambda connection: bool(connection.execute(statement).rowcount))
+
+    async def replace_bucket(self, bucket: Bucket) -> None:
+        """See `ObjectIndex.replace_bucket`."""
+        statement = (
+            sa.update(tables.buckets).where(tables.buckets.c.name == bucket.name).values(from_bucket(bucket))
+        )
+
+        def work(connection: sa.Connection) -> None:
+            if not connection.execute(statement).rowcount:
+                raise BucketNotFound
+
+        await self._store.write(work)
+
+    async def delete_bucket(self, name: str, *, force: bool = False) -> list[str]:
+        """See `ObjectIndex.delete_bucket`."""
+        objects, uploads = tables.objects, tables.uploads
+
+        def work(connection: sa.Connection) -> list[str]:
+            there = sa.select(tables.buckets.c.name).where(tables.buckets.c.name == name).with_for_update()
+            if connection.execute(there).first() is None:
+                raise BucketNotFound
+            inside = sa.select(objects.c.key).where(objects.c.bucket == name).limit(1)
+            if not force and connection.execute(inside).first() is not None:
+                raise BucketNotEmpty
+            removed = sa.delete(objects).where(objects.c.bucket == name).returning(objects.c.generation)
+            freed = list(connection.execute(removed).scalars())
+            for upload_id in (
+                connection.execute(sa.select(uploads.c.id).where(uploads.c.bucket == name)).scalars().all()
+            ):
+                freed += remove_upload(connection, upload_id)
+            connection.execute(sa.delete(tables.buckets).where(tables.buckets.c.name == name))
+            return freed
+
+        return await self._store.write(work)
+
+    async def usage(self, bucket: str) -> Usage:
+        """See `ObjectIndex.usage`."""
+        size = sa.func.coalesce(sa.func.sum(tables.objects.c.size), 0)
+        statement = sa.select(sa.func.count(), size).where(tables.objects.c.bucket == bucket)
+        count, total = await self._store.read(lambda connection: connection.execute(statement).one())
+        return Usage(count, int(total))
+
+    # Objects.
+
+    async def get(self, bucket: str, key: str) -> Object | None:
+        """See `ObjectIndex.get`."""
+        return (await self.lookup(access_key=None, bucket=bucket, key=key)).object
+
+    async def list(
+        self, bucket: str, *, prefix: str = "", delimiter: str = "", after: str = "", limit: int = 1000
+    ) -> Listing:
+        """See `ObjectIndex.list`."""
+        return await self._store.read(
+            lambda connection: list_page(connection, bucket, prefix, delimiter, after, limit)
+        )
+
+    async def commit(
+        self,
+        obj: Object,
+        *,
+        event: str = "s3:ObjectCreated:Put",
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        producer: Producer | None = None,
+        source_ip: str = "",
+    ) -> str | None:
+        """See `ObjectIndex.commit`."""
+        values = from_object(obj)
+
+        def work(connection: sa.Connection) -> str | None:
+            if producer is not None and not self._first_delivery(connection, producer, obj):
+                return obj.generation
+            replaced = self._put(connection, obj, values, if_none_match=if_none_match, if_match=if_match)
+            self._enqueue(connection, obj, event, producer, source_ip)
+            return replaced
+
+        return await self._store.write(work)
+
+    async def complete_upload(
+        self,
+        upload_id: str,
+        obj: Object,
+        *,
+        if_none_match: bool = False,
+        if_match: str | None = None,
+        source_ip: str = "",
+    ) -> Sequence[str]:
+        """See `ObjectIndex.complete_upload`."""
+        values = from_object(obj)
+
+        def work(connection: sa.Connection) -> Sequence[str]:
+            freed = remove_upload(connection, upload_id)
+            replaced = self._put(connection, obj, values, if_none_match=if_none_match, if_match=if_match)
+            self._enqueue(connection, obj, "s3:ObjectCreated:CompleteMultipartUpload", None, source_ip)
+            return [file for file in (*freed, replaced) if file and file != obj.generation]
+
+        return await self._store.write(work)
+
+    def _first_delivery(self, connection: sa.Connection, producer: Producer, obj: Object) -> bool:
+        row = {"job_id": producer.job_id, "bucket": obj.bucket, "key": obj.key}
+        statement = self._insert(tables.deliveries).values(row).on_conflict_do_nothing()
+        return bool(connection.execute(statement).rowcount)
+
+    def _put(
+        self,
+        connection: sa.Connection,
+        obj: Object,
+        values: Mapping[str, Any],
+        *,
+        if_none_match: bool,
+        if_match: str | None,
+    ) -> str | None:
+        """Insert or replace the row; the generation that was replaced."""
+        name = {"in_bucket": obj.bucket, "in_key": obj.key}
+        if not self._store.is_sqlite:
+            # Two writers of one new key must not both find it absent. SQLite has one writer anyway.
+            lock = sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(f"{obj.bucket}/{obj.key}", 0))
+            connection.execute(sa.select(lock))
+        row = connection.execute(self._present, name).first()
+        if if_none_match and row is not None:
+            raise PreconditionFailed
+        if if_match is not None and (row is None or if_match not in {"*", row.etag}):
+            raise PreconditionFailed
+        try:
+            connection.execute(self._upsert, values)
+        except IntegrityError as error:
+            raise BucketNotFound from error
+        return None if row is None else str(row.generation)
+
+    def _enqueue(
+        self, connection: sa.Connection, obj: Object, event: str, producer: Producer | None, source_ip: str
+    ) -> None:
+        rows = connection.execute(self._listeners, {"in_bucket": obj.bucket}).all()
+        if rows:
+            listeners = [Listener(*row) for row in rows]
+            jobs = self._jobs_for(obj, event, producer, source_ip, listeners)
+            if jobs:
+                insert_jobs(connection, jobs, self._store.sealer)
+
+    async def retag(self, bucket: str, key: str, tags: Mapping[str, str]) -> None:
+        """See `ObjectIndex.retag`."""
+        table = tables.objects
+        statement = (
+            sa.update(table).where(table.c.bucket == bucket, table.c.key == key).values(tags=dict(tags))
+        )
+
+        def work(connection: sa.Connection) -> None:
+            if not connection.execute(statement).rowcount:
+                raise ObjectNotFound
+
+        await self._store.write(work)
+
+    async def delete(self, bucket: str, keys: Sequence[str]) -> dict[str, str]:
+        """See `ObjectIndex.delete`."""
+        table = tables.objects
+        statement = (
+            sa.delete(table)
+            .where(table.c.bucket == bucket, table.c.key.in_(list(keys)))
+            .returning(table.c.key, table.c.generation)
+        )
+        return await self._store.write(lambda connection: dict(connection.execute(statement).tuples().all()))
+
+    async def referenced(self, generations: Sequence[str]) -> set[str]:
+        """See `ObjectIndex.referenced`."""
+        columns = (tables.objects.c.generation, tables.parts.c.generation, tables.uploads.c.id)
+        statements = [sa.select(column).where(column.in_(list(generations))) for column in columns]
+
+        def work(connection: sa.Connection) -> set[str]:
+            return {name for statement in statements for name in connection.execute(statement).scalars()}
+
+        return await self._store.read(work)
+
+    async def delivered(self, producer: Producer, bucket: str, key: str) -> bool:
+        """See `ObjectIndex.delivered`."""
+        table = tables.deliveries
+        statement = sa.select(table.c.job_id).where(
+            table.c.job_id == producer.job_id, table.c.bucket == bucket, table.c.key == key
+        )
+        return await self._store.read(lambda connection: connection.execute(statement).first() is not None)
+
+
+class _Columns:
+    """The columns of one table in a row of the joined look-up."""
+
+    __slots__ = ("_prefix", "_row")
+
+    def __init__(self, row: Any, prefix: str) -> None:
+        self._row = row
+        self._prefix = prefix
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._row, self._prefix + name)
+
+
+def _part_of(row: Any, prefix: str) -> _Columns:
+    return _Columns(row, prefix)
+
+
+def _labelled(table: sa.Table, prefix: str) -> Iterable[sa.Label[Any]]:
+    return (column.label(prefix + column.name) for column in table.c)
+
+
+def _lookup_statement() -> sa.Select[Any]:
+    """Key pair, bucket and object in one row; what isn't there, or not asked (NULL), is NULL."""
+    one = sa.select(sa.literal(1).label("one")).subquery("one")
+    pairs, buckets, objects = tables.credentials, tables.buckets, tables.objects
+    return sa.select(
+        *_labelled(pairs, "c_"), *_labelled(buckets, "b_"), *_labelled(objects, "o_")
+    ).select_from(
+        one.outerjoin(pairs, pairs.c.access_key == sa.bindparam("access_key", type_=sa.Text))
+        .outerjoin(buckets, buckets.c.name == sa.bindparam("bucket", type_=sa.Text))
+        .outerjoin(
+            objects,
+            sa.and_(
+                objects.c.bucket == sa.bindparam("bucket", type_=sa.Text),
+                objects.c.key == sa.bindparam("key", type_=sa.Text),
+            ),
+        )
+    )
