@@ -109,7 +109,7 @@ def _whole(at: str, pieces: list[bytes]) -> LogLine:
 
 
 def unfinished(data: bytes) -> bytes:
-    """What must be appended to the end of a log so that other lines can follow: ends cut lines and open pieces."""
+    """What must be appended to a log so that other lines can follow: ends cut lines and open pieces."""
     head = b"" if not data or data.endswith(b"\n") else b"\n"
     last: dict[bytes, bytes] = {}
     for row in data.split(b"\n"):
@@ -122,7 +122,7 @@ def unfinished(data: bytes) -> bytes:
 def start_of_tail(data: bytes, lines: int) -> int | None:
     """Where the last so many whole lines begin in the end of a log; None when they begin before it.
 
-    `data` begins at a line's start or anywhere: its first row counts only when more rows precede the wanted ones.
+    `data` may begin within a line: its first row counts only when more rows precede the wanted ones.
     """
     end = len(data)
     count = 0

@@ -69,6 +69,8 @@ class Facts:
     """Arguments without which a container does not start here, such as `--runtime=runc`."""
     memory: bool = False
     """Memory limits are kept."""
+    swap: bool = False
+    """Memory limits can cover swap space too."""
     cpu: bool = False
     """CPU limits are kept."""
     gpu: tuple[str, ...] = ()
@@ -136,4 +138,3 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Let go of the engine (event streams, watches); sandboxes go on."""
-

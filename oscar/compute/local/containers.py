@@ -1,0 +1,368 @@
+"""The engine that runs containers by podman or docker, through their command line tools.
+
+Containers are detached, named after their sandbox and labelled with the installation, and stay until `remove`, so
+that their exit is found after a restart of this server. Implements `Engine`; made by `detect`; calls `cli`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from oscar.compute.local import environment
+from oscar.compute.local.cli import Cli, Said
+from oscar.compute.local.container_exits import LABEL, Ended, Exits
+from oscar.compute.local.container_probe import IMAGE, examine
+from oscar.compute.local.docker_logs import DockerLogs
+from oscar.compute.local.engine import Exit, Facts, Sandbox
+from oscar.compute.local.kernel_log import oom_killed
+from oscar.compute.local.processes import make_readable
+from oscar.errors import EngineError, ImageError, InvalidField
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+# https://pkg.go.dev/github.com/distribution/reference: a host with an optional port, path, tag, digest. Anything
+# else could be an option, or name a file of this machine (`dir:/etc`, `docker-archive:...`).
+_IMAGE = re.compile(
+    r"(?:(?P<host>[A-Za-z0-9.-]+\.[A-Za-z0-9.-]*(?::\d+)?|[A-Za-z0-9-]+:\d+|localhost)/)?"
+    r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[A-Za-z0-9]+:[0-9a-fA-F]{32,})?"
+)
+_PULL_LIMIT = 3600.0
+_LOG_LABEL = "oscar.log"
+_UNSTARTED = frozenset({"created", "configured", "initialized"})
+_OVER = frozenset({"exited", "stopped", "dead"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What `inspect` says of a container."""
+
+    status: str
+    code: int
+    oom: bool
+    finished: str
+    ours: bool
+    log: str
+    id: str
+
+
+class Containers:
+    """Implements `Engine`; `<folder>/<name>` is a mark that a container was begun, written by the tool itself."""
+
+    maps_paths = True
+    shares_fifo = True
+
+    def __init__(self, program: str, folder: Path, *, installation: str, facts: Facts | None = None) -> None:
+        """Make the engine.
+
+        Args:
+            program: `podman` or `docker`.
+            folder: where marks are kept; the engine must be able to mount folders below it.
+            installation: tells our containers from others.
+            facts: what an earlier `probe` found.
+        """
+        self.name = program
+        self.folder = folder
+        self.facts = facts or Facts("")
+        self.cli = Cli(program)
+        self._installation = installation
+        self._exits = Exits(self.cli, installation)
+        self._logs = DockerLogs(self.cli)
+        self._ended: dict[str, Exit] = {}
+        self._mine: set[str] = set()
+        """Containers that this process started, so that their state needs no look."""
+        self._images: dict[str, str] = {}
+        self._pulls: dict[tuple[str, bool], asyncio.Task[str]] = {}
+
+    async def probe(self) -> str:
+        """Run a container that does nothing; see `Engine`."""
+        await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+        self.facts = await examine(self.cli, self.folder)
+        return f"{self.facts.version} ({self.facts.detail})"
+
+    # Images.
+
+    async def ensure_image(self, image: str, *, always: bool = False) -> None:
+        """Have the image here; pulls of the same image share one; see `Engine`."""
+        name = image.removeprefix("docker://")
+        found = _IMAGE.fullmatch(name)
+        if not found:
+            raise ImageError(f"{image!r} is not the name of an image", field="image")
+        if image in self._images and not always:
+            return
+        key = (image, always)
+        task = self._pulls.get(key)
+        if task is None:
+            hub = f"docker.io/{name if '/' in name else 'library/' + name}"
+            far = name if self.name == "docker" or found["host"] else hub
+            task = asyncio.create_task(self._have(name, far, always=always), name=f"image {name}")
+            self._pulls[key] = task
+            task.add_done_callback(lambda _: self._pulls.pop(key, None))
+        self._images[image] = await asyncio.shield(task)
+
+    async def _have(self, name: str, far: str, *, always: bool) -> str:
+        """The name under which the engine has the image, pulled under its full name when need be."""
+        for known in dict.fromkeys([name, far]):
+            if not always and (await self.cli.run("image", "inspect", "--format", "ok", known)).code == 0:
+                return known
+        said = await self.cli.run("pull", "--quiet", far, proxies=True, limit=_PULL_LIMIT)
+        if said.code != 0:
+            raise ImageError(f"{self.name} can't pull {far}: {said.words}", field="image")
+        return far
+
+    # Containers.
+
+    async def start(self, sandbox: Sandbox) -> None:
+        """Start it detached; see `Engine`."""
+        _check_name(sandbox.name)
+        environment.check(sandbox.env)
+        await self.ensure_image(sandbox.image, always=sandbox.always_pull)
+        if self._mark(sandbox.name).exists():
+            return
+        self._exits.expect(sandbox.name)
+        try:
+            said = await self._run(sandbox)
+            if said.code != 0 and "no such image" in said.err.lower():
+                # Removed behind our back since it was last seen.
+                self._images.pop(sandbox.image, None)
+                await self.ensure_image(sandbox.image)
+                said = await self._run(sandbox)
+            if said.code != 0:
+                await self._failed(sandbox, said)
+        except EngineError:
+            self._exits.drop(sandbox.name)
+            raise
+        self._mine.add(sandbox.name)
+        self._exits.started(sandbox.name)
+        if self.name == "docker":
+            self._logs.collect(sandbox.name, sandbox.log)
+
+    async def _run(self, sandbox: Sandbox) -> Said:
+        plain, steering = environment.divide(sandbox.env)
+        args = self._arguments(sandbox)
+        for name in plain:
+            args += ["-e", name]
+        args += [self._images[sandbox.image], *sandbox.argv[1:]]
+        return await self.cli.run("run", *args, env=plain, env_file=environment.env_file(steering))
+
+    def _arguments(self, sandbox: Sandbox) -> list[str]:
+        mark = str(self._mark(sandbox.name))
+        args = ["--detach", "--name", sandbox.name, "--pull=never", "--no-healthcheck", *self.facts.options]
+        if self.name == "podman":
+            args += ["--log-driver=k8s-file", "--log-opt", f"path={sandbox.log}", "--conmon-pidfile", mark]
+        else:
+            args += ["--log-driver=json-file", "--cidfile", mark]
+        labels = {**sandbox.labels, LABEL: self._installation, _LOG_LABEL: str(sandbox.log)}
+        for name, value in labels.items():
+            args += ["--label", f"{name}={value}"]
+        for mount in sandbox.mounts:
+            options = ":ro" if mount.read_only else ""
+            args += ["--volume", f"{mount.source}:{mount.target}{options}"]
+        if sandbox.memory and self.facts.memory:
+            args += ["--memory", str(sandbox.memory)]
+            if self.facts.swap:
+                args += ["--memory-swap", str(sandbox.memory)]
+        if sandbox.cpu and self.facts.cpu:
+            args += ["--cpus", f"{sandbox.cpu / 1000:.3f}"]
+        if sandbox.gpu:
+            args += self.facts.gpu
+        if sandbox.workdir:
+            args += ["--workdir", sandbox.workdir]
+        if sandbox.argv:
+            # What the image runs by itself must not stand before it.
+            args += ["--entrypoint", sandbox.argv[0]]
+        return args
+
+    async def _failed(self, sandbox: Sandbox, said: Said) -> None:
+        """A start that failed: silent when the container is there all the same, else it certainly did not start."""
+        look = await self._look(sandbox.name)
+        if look is not None and not look.ours:
+            raise EngineError(f"there is a container {sandbox.name} that is not ours")
+        if look is None or look.status in _UNSTARTED:
+            if look is not None and not await self._remove_unstarted(sandbox.name):
+                return
+            self._mark(sandbox.name).unlink(missing_ok=True)  # podman's helper may have come as far
+            raise EngineError(f"{self.name} can't start the container: {said.words}")
+
+    async def exit(self, name: str) -> Exit | None:
+        """Wait for its end; see `Engine`."""
+        if name not in self._ended:
+            ended = await self._await_end(name)
+            if ended is None:
+                return None
+            self._ended[name] = await self._judge(name, ended)
+        return self._ended[name]
+
+    async def _await_end(self, name: str) -> Ended | None:
+        # Before the look, so that an end between the two is not missed.
+        end = self._exits.expect(name)
+        while name not in self._mine:
+            try:
+                look = await self._look(name)
+                if look is None or look.status in _UNSTARTED:
+                    began = (
+                        self._mark(name).exists() if look is None else not await self._remove_unstarted(name)
+                    )
+                    if look is not None and began:
+                        continue  # an earlier server's call has started it just now
+                    self._exits.drop(name)
+                    return Ended(None, 0) if began else None
+            except EngineError:
+                self._exits.drop(name)
+                raise
+            if self.name == "docker":
+                self._logs.collect(name, Path(look.log))
+            if look.status in _OVER:
+                self._exits.drop(name)
+                return Ended(look.code, _milliseconds(look.finished))
+            self._exits.started(name)
+            self._mine.add(name)
+        return await asyncio.shield(end)
+
+    async def _judge(self, name: str, ended: Ended) -> Exit:
+        if self.name == "docker":
+            await self._logs.finish(name)
+        if ended.code == 0 or ended.code is None:
+            return Exit(name, ended.code, finished=ended.finished or None)
+        look = await self._look(name)
+        oom = look is not None and (look.oom or await asyncio.to_thread(oom_killed, look.id))
+        return Exit(name, ended.code, oom, ended.finished)
+
+    async def running(self, name: str) -> bool | None:
+        """Whether it runs; see `Engine`."""
+        look = await self._look(name)
+        return None if look is None else look.status in {"running", "paused", "stopping"}
+
+    async def kill(self, name: str) -> None:
+        """Kill it; see `Engine`."""
+        said = await self.cli.run("kill", "--signal", "KILL", _check_name(name))
+        if said.code != 0 and not _is_absent(said) and "running" not in said.err:
+            raise EngineError(f"{self.name} can't kill {name}: {said.words}")
+
+    async def remove(self, name: str) -> None:
+        """Remove it with its anonymous volumes; see `Engine`."""
+        at_once = ["--time", "0"] if self.name == "podman" else []
+        self._exits.drop(name)
+        said = await self.cli.run("rm", "--force", "--volumes", *at_once, _check_name(name))
+        if said.code != 0 and not _is_absent(said):
+            raise EngineError(f"{self.name} can't remove {name}: {said.words}")
+        await self._logs.finish(name)
+        self._mark(name).unlink(missing_ok=True)
+        self._mine.discard(name)
+        self._ended.pop(name, None)
+
+    async def names(self, prefix: str = "") -> list[str]:
+        """All containers of this installation whose name starts so, and those that left only a mark."""
+        out = await self.cli.call(
+            "ps", "-a", "--filter", f"label={LABEL}={self._installation}", "--format", "{{.Names}}"
+        )
+        found = {*out.split(), *(path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name))}
+        return sorted(name for name in found if name.startswith(prefix))
+
+    async def own(self, folder: Path) -> None:
+        """Take over what users of containers wrote, where this server is not root; see `Engine`."""
+        if os.geteuid() == 0:
+            return
+        if self.name == "podman":
+            # In the user namespace of rootless podman, root is the user who runs this server.
+            await self.cli.call("unshare", "chown", "--recursive", "--no-dereference", "0:0", str(folder))
+        elif not await asyncio.to_thread(_all_ours, folder):
+            await self._own_by_container(folder)
+        await asyncio.to_thread(make_readable, folder)
+
+    async def _own_by_container(self, folder: Path) -> None:
+        """With docker, only a container can give files of other users to us: this server's own chown in one."""
+        chown = shutil.which("chown") or "/bin/chown"
+        system = [path for path in ("/usr", "/bin", "/lib", "/lib64") if Path(path).exists()]
+        mounts = [word for path in system for word in ("--volume", f"{path}:{path}:ro")]
+        await self.cli.call(
+            "run", "--rm", "--pull=never", "--network=none", "--user=0:0", *mounts,
+            "--volume", f"{folder}:/oscar/own", "--entrypoint", chown, IMAGE,
+            "--recursive", "--no-dereference", f"{os.geteuid()}:{os.getegid()}", "/oscar/own",
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Let go of the event stream and the log collectors; see `Engine`."""
+        for task in list(self._pulls.values()):
+            task.cancel()
+        await self._exits.close()
+        await self._logs.close()
+        await self.cli.drain()
+
+    # Looks.
+
+    async def _look(self, name: str) -> _Look | None:
+        """What the engine knows of the container, None when there certainly is none.
+
+        Raises:
+            EngineError: the engine does not answer.
+        """
+        fields = (
+            "{{.State.Status}}|{{.State.ExitCode}}|{{.State.OOMKilled}}|{{.State.FinishedAt}}|{{.Id}}|"
+            f'{{{{index .Config.Labels "{LABEL}"}}}}|{{{{index .Config.Labels "{_LOG_LABEL}"}}}}'
+        )
+        said = await self.cli.run("container", "inspect", "--format", fields, _check_name(name))
+        if said.code != 0:
+            if _is_absent(said):
+                return None
+            raise EngineError(f"{self.name} can't inspect {name}: {said.words}")
+        status, code, oom, finished, number, installation, log = said.out.strip().split("|", 6)
+        ours = installation == self._installation
+        return _Look(status, int(code), oom == "true", finished, ours, log, number)
+
+    async def _remove_unstarted(self, name: str) -> bool:
+        """Remove a container that was made but not started; False when it runs after all.
+
+        If a call of an earlier server is just about to start it, then either that or this fails.
+        """
+        said = await self.cli.run("rm", name)
+        if said.code != 0 and not _is_absent(said):
+            return False
+        self._mark(name).unlink(missing_ok=True)
+        return True
+
+    def _mark(self, name: str) -> Path:
+        return self.folder / name
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidField(f"{name!r} is not a name for a container")
+    return name
+
+
+def _is_absent(said: Said) -> bool:
+    words = said.err.lower()
+    return "no such" in words or "no container with name" in words
+
+
+def _milliseconds(text: str) -> int:
+    """Unix milliseconds of a time as Go prints it: `2026-11-23 20:56:24.24 +0000 UTC` or RFC 3339."""
+    with contextlib.suppress(ValueError):
+        day, clock = text.replace("T", " ").split(" ")[:2]
+        at = datetime.fromisoformat(f"{day}T{clock[:8]}").replace(tzinfo=UTC)
+        zone = re.search(r"([+-]\d\d):?(\d\d)", text[19:])
+        shift = (int(zone[1]) * 60 + int(zone[1][0] + zone[2])) * 60 if zone else 0
+        return int((at.timestamp() - shift) * 1000)
+    return 0
+
+
+def _all_ours(folder: Path) -> bool:
+    me = os.geteuid()
+    try:
+        return all(
+            Path(place, name).lstat().st_uid == me
+            for place, folders, files in os.walk(folder, onerror=_raise)
+            for name in (*folders, *files)
+        )
+    except PermissionError:
+        return False
+
+
+def _raise(error: OSError) -> None:
+    raise error

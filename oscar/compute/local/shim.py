@@ -1,0 +1,255 @@
+"""The keeper of one sandboxed process: outlives the server, writes the log, records the exit.
+
+Started by `compute.local.processes` as `python -I -S shim.py`, with its task marshalled on standard input, so
+that no secret stands in an argument or in its environment. It must start fast: only `os` and built-ins.
+
+Files of its folder: `pid` (`<shim> <its start time> <child>`), `exit` (JSON: code, oom, finished, refused).
+It holds the lock that it inherits until it ends: whoever can take the lock knows that no shim lives.
+"""
+
+# pathlib and json cost start-up; the task comes from our own server:
+# ruff: noqa: PTH104, PTH106, PTH123, PTH208, S302, S606
+
+import marshal
+import os
+import resource
+import select
+import sys
+import time
+
+WORDS = 2000
+BLOCK = 65536
+PIPES = 64
+"""Blocks after which the child is looked at again: a pipe holds one, at most 16."""
+
+
+def main() -> None:
+    """Fork off the keeper, which reports on standard output by `started` or by what is in the way."""
+    task = marshal.load(sys.stdin.buffer)
+    if os.fork():
+        os._exit(0)
+    try:
+        keep(task)
+    except OSError as error:
+        os.write(1, f"{error.strerror}: {error.filename or ''}".encode())
+        os._exit(1)
+    os._exit(0)
+
+
+def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time: it costs start-up
+    """Run the task's command, its output into the log, its end into `exit`."""
+    if task["subreaper"]:
+        become_subreaper()
+    os.set_inheritable(task["lock"], False)
+    log = os.open(task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    me = f"{os.getpid()} {start_time(os.getpid())}"
+    # Before the child: a folder with this file and without a living shim is a run that may have begun.
+    replace(task["folder"] + "/pid", me + " 0\n")
+    output, theirs = os.pipe()
+    status, child_status = os.pipe()
+    child = os.fork()
+    if child == 0:
+        become(task, theirs, child_status)
+    os.close(theirs)
+    os.close(child_status)
+    replace(task["folder"] + "/pid", f"{me} {child}\n")
+    os.write(1, b"started")
+    null = os.open("/dev/null", os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    words = copy(output, log, child)
+    _, how = os.waitpid(child, 0)
+    if task["subreaper"]:
+        end_descendants()
+    record(task, os.waitstatus_to_exitcode(how), read_all(status), words)
+
+
+def become(task: dict, output: int, status: int) -> None:  # type: ignore[type-arg]
+    """In the child: turn into the command. Never returns."""
+    try:
+        os.setsid()
+        for cgroup in task["cgroups"]:
+            write(cgroup + "/cgroup.procs", "0")
+        # When the machine runs out of memory, this goes before the server.
+        write("/proc/self/oom_score_adj", "500")
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if task["data_limit"]:
+            resource.setrlimit(resource.RLIMIT_DATA, (task["data_limit"], task["data_limit"]))
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        argv = list(task["argv"])
+        if task["args"] is not None:
+            # Of bwrap: what the sandbox is made of and the program's variables come by a file without a name.
+            arguments = os.memfd_create("args", 0)
+            os.write(arguments, task["args"])
+            os.lseek(arguments, 0, os.SEEK_SET)
+            os.set_inheritable(status, True)
+            argv[1:1] = ["--args", str(arguments), "--json-status-fd", str(status)]
+        os.chdir(task["cwd"])
+        os.execve(argv[0], argv, task["env"])
+    except OSError as error:
+        os.write(status, f"{error.strerror}: {error.filename or task['argv'][0]}".encode())
+    os._exit(127)
+
+
+def copy(output: int, log: int, child: int) -> bytes:
+    """Write what comes as lines of the log until the child has ended; the first bytes of it."""
+    first = b""
+    os.set_blocking(output, False)
+    ended = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(output, select.POLLIN)
+    poll.register(ended, select.POLLIN)
+    going = True
+    while going:
+        # What the child wrote before its end is in the pipe then. Left-over processes may hold the pipe open
+        # for ever, so its end is not waited for.
+        going = ended not in [each for each, _ in poll.poll()]
+        for _ in range(PIPES):
+            block = read(output)
+            if block is None:
+                break
+            if not block:
+                if going:
+                    poll.unregister(output)
+                break
+            first = first or block[:WORDS]
+            try:
+                os.write(log, lines(block))
+            except OSError:
+                # The disk is full. The program must not hang on its output for that, and nobody can be told.
+                continue
+    return first
+
+
+def read(file: int) -> bytes | None:
+    """What a pipe holds, empty at its end, None when there is nothing now."""
+    try:
+        return os.read(file, BLOCK)
+    except BlockingIOError:
+        return None
+
+
+def lines(block: bytes) -> bytes:
+    """Output as lines of the CRI format; what has no end yet is a piece that the next line goes on with."""
+    nanoseconds = time.time_ns()
+    second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(nanoseconds // 1_000_000_000))
+    head = f"{second}.{nanoseconds % 1_000_000_000:09d}Z stdout ".encode()
+    rows = block.split(b"\n")
+    rest = rows.pop()
+    text = b"".join([head + b"F " + row + b"\n" for row in rows])
+    return text + head + b"P " + rest + b"\n" if rest else text
+
+
+def record(task: dict, code: int, status: bytes, words: bytes) -> None:  # type: ignore[type-arg]
+    """Write how it ended, durably."""
+    refused = ""
+    if task["args"] is None:
+        refused = status.decode("utf-8", "replace")
+    elif code > 0 and b'"exit-code"' not in status:
+        refused = (words or status).decode("utf-8", "replace") or "no reason given"
+    if code < 0:
+        code = 128 - code
+    oom = bool(code) and any(oom_kills(cgroup) for cgroup in task["cgroups"])
+    for cgroup in task["cgroups"]:
+        try:
+            os.rmdir(cgroup)
+        except OSError:
+            continue  # still being emptied: the server removes it with the rest
+    finished = time.time_ns() // 1_000_000
+    reason = "".join(c if c.isprintable() and c not in '"\\' else " " for c in refused).strip()
+    replace(
+        task["folder"] + "/exit",
+        f'{{"code": {code}, "oom": {str(oom).lower()}, "finished": {finished}, "refused": "{reason}"}}\n',
+        durable=True,
+    )
+
+
+def oom_kills(cgroup: str) -> bool:
+    """Whether the kernel has killed a process of the group for memory: cgroup v2, then v1."""
+    for name in ("memory.events", "memory.oom_control"):
+        try:
+            with open(f"{cgroup}/{name}") as file:
+                for row in file:
+                    if row.startswith("oom_kill ") and row.split()[1] != "0":
+                        return True
+        except OSError:
+            continue
+    return False
+
+
+def become_subreaper() -> None:
+    """Have orphaned descendants handed to this process: prctl(2), PR_SET_CHILD_SUBREAPER."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def end_descendants() -> None:
+    """Kill all that the program left running; each that dies hands its own children over."""
+    while True:
+        for name in os.listdir("/proc"):
+            if name.isdigit() and parent(int(name)) == os.getpid():
+                try:
+                    os.kill(int(name), 9)
+                except ProcessLookupError:
+                    continue
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
+
+def parent(pid: int) -> int:
+    """The parent of a process, 0 when it is gone."""
+    fields = stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def start_time(pid: int) -> str:
+    """When a process began, in clock ticks since boot: tells it from another with the same id."""
+    fields = stat(pid)
+    return fields[19] if fields else "0"
+
+
+def stat(pid: int) -> list:  # type: ignore[type-arg]
+    """The fields of /proc/<pid>/stat from the third on, see proc(5); none when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def write(path: str, text: str) -> None:
+    """Write into a file that exists."""
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+def replace(path: str, text: str, *, durable: bool = False) -> None:
+    """Write a file at once, so that nobody sees half of it."""
+    file = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    os.write(file, text.encode())
+    if durable:
+        os.fsync(file)
+    os.close(file)
+    os.rename(path + ".new", path)
+
+
+def read_all(file: int) -> bytes:
+    """What is left in a pipe whose writers are gone or silent."""
+    os.set_blocking(file, False)
+    data = b""
+    while block := read(file):
+        data += block
+    return data
+
+
+if __name__ == "__main__":
+    main()
