@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -20,8 +20,8 @@ def _data_folder() -> Path:
     return Path(base) / "oscar"
 
 
-def _env(name: str, default: object, description: str, **limits: object) -> object:
-    return Field(default, validation_alias=name, description=description, **limits)  # type: ignore[call-overload,no-any-return]
+def _env(name: str, default: Any, description: str, **limits: Any) -> Any:
+    return Field(default, validation_alias=name, description=description, **limits)
 
 
 Commas = Annotated[tuple[str, ...], NoDecode]

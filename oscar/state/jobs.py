@@ -417,7 +417,7 @@ class Jobs:
         await self._store.write(lambda connection: connection.execute(statement))
 
     def _job(self, row: Any) -> Job:
-        values = row._mapping
+        values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
         return Job(
             id=values["id"],
             service_id=values["service_id"],

@@ -1,0 +1,476 @@
+"""Jobs: accept, look up, wait, cancel, run again, delete, logs.
+
+Called by `api.jobs` and, for objects, by `state.objects` through `jobs_for_object` (app.py wires it). Calls
+`state.jobs`; the dispatcher does the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from oscar.auth.rules import Action
+from oscar.compute.base import LogLine
+from oscar.core import callbacks, services
+from oscar.core.platform import Platform
+from oscar.core.services import Known
+from oscar.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, JobNotFound, RunNotFound
+from oscar.model.event import decode, event_key, hops, is_replication, matches, minio_event, split, triggers
+from oscar.model.job import ACTIVE, FINAL, MAX_HOPS, Job, JobState, NewJob, run_name
+from oscar.model.object import Object, Producer
+from oscar.model.record import HOPS_METADATA
+from oscar.model.user import Caller, Entrance
+
+INLINE_PAYLOAD = 64 * 1024
+"""Bytes of a body that still go into the job's row."""
+
+LONGEST_WAIT = 300.0
+_NAME_ROOM = 24
+_SHORT_NAME = 16
+_WAIT = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
+
+
+def new_id(service_name: str) -> str:
+    """A job's id, as upstream names jobs: `<service>-<uuid4>`, the service cut to 16 characters if it has 25."""
+    name = service_name if len(service_name) <= _NAME_ROOM else service_name[:_SHORT_NAME]
+    return f"{name}-{uuid.uuid4()}"
+
+
+class Listener(Protocol):
+    """A service that listens on a bucket, as the Store finds it in the transaction of a write."""
+
+    @property
+    def service_id(self) -> str: ...  # noqa: D102
+    @property
+    def service_name(self) -> str: ...  # noqa: D102
+    @property
+    def owner(self) -> str: ...  # noqa: D102
+    @property
+    def prefix(self) -> str: ...  # noqa: D102
+
+
+def jobs_for_object(
+    obj: Object,
+    event: str,
+    producer: Producer | None,
+    source_ip: str,
+    listeners: Iterable[Listener],
+    *,
+    region: str = "",
+) -> list[NewJob]:
+    """The jobs that a written object starts: one for each service that listens on its folder."""
+    found = [listener for listener in listeners if matches(listener.prefix, obj.key)]
+    if not found:
+        return []
+    payload = json.dumps(
+        minio_event(obj, event_name=event, region=region, source_ip=source_ip),
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode()
+    decoded = decode(payload)
+    if not all(triggers(record) for record in decoded.records):
+        return []
+    count = producer.hops if producer else _number(obj.metadata.get(HOPS_METADATA))
+    jobs = {
+        listener.service_id: NewJob(
+            id=new_id(listener.service_name),
+            service_id=listener.service_id,
+            service_name=listener.service_name,
+            owner=listener.owner,
+            user=obj.owner or listener.owner,
+            kind="event",
+            payload=payload,
+            event_key=event_key(listener.service_id, decoded.records[0]),
+            hops=count,
+        )
+        for listener in found
+    }
+    return list(jobs.values())
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What `POST /job` answers: the jobs that the body made."""
+
+    jobs: list[Job]
+    repeated: bool = False
+
+
+async def accept(
+    p: Platform,
+    caller: Caller,
+    name: str,
+    body: bytes,
+    *,
+    owner: str | None = None,
+    idempotency_key: str | None = None,
+    callback: str | None = None,
+) -> Accepted:
+    """Make jobs of a body: one, or one for each record of a storage event. Durable on return.
+
+    Args:
+        p: the platform.
+        caller: who calls.
+        name: the service's name.
+        body: the event, at most the settings' limit.
+        owner: chooses between services of the same name.
+        idempotency_key: the same key for the same service gives the same job again.
+        callback: URL that is told when the job has ended.
+
+    Raises:
+        BadRequest (400), BodyTooLarge (413), ServiceNotFound (404), Forbidden (403), StorageFull (507).
+    """
+    known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
+    if len(body) > p.settings.body_limit:
+        raise BodyTooLarge(
+            f"The body has {len(body)} bytes, the limit is {p.settings.body_limit}",
+            field="body",
+            fix=f"upload it to the input bucket of the service instead, or raise OSCAR_MAX_BODY_MB "
+            f"(now {p.settings.max_body})",
+        )
+    event = decode(body)
+    if callback:
+        await callbacks.check(p.settings, callback)
+    parts = [part for part in split(event) if not all(is_replication(record) for record in part.records)]
+    if event.records and not parts:
+        return Accepted([])
+    if not event.records:
+        parts = [event]
+    seed = None
+    if idempotency_key:
+        seed = hashlib.sha256(json.dumps([known.row.id, caller.id, idempotency_key]).encode()).hexdigest()
+    new = [
+        await _new_job(
+            p,
+            known,
+            payload=part.payload,
+            user=caller.id,
+            kind="api",
+            hop_count=max((hops(record) for record in part.records), default=0),
+            event_key=f"{seed}-{index}" if seed else None,
+            callback=callback,
+        )
+        for index, part in enumerate(parts)
+    ]
+    jobs = await p.jobs.accept(new)
+    p.signals.work.set()
+    repeated = [job.id for job in jobs] != [job.id for job in new]
+    if repeated:
+        await _remove_payloads(p, new)
+    return Accepted(jobs, repeated)
+
+
+async def _new_job(
+    p: Platform,
+    known: Known,
+    *,
+    payload: bytes,
+    user: str,
+    kind: str,
+    hop_count: int,
+    event_key: str | None = None,
+    callback: str | None = None,
+) -> NewJob:
+    small = len(payload) <= INLINE_PAYLOAD
+    return NewJob(
+        id=new_id(known.row.name),
+        service_id=known.row.id,
+        service_name=known.row.name,
+        owner=known.row.owner,
+        user=user,
+        kind=kind,
+        payload=payload if small else None,
+        payload_ref=None if small else await asyncio.to_thread(p.payloads.write, payload),
+        event_key=event_key,
+        hops=hop_count,
+        callback=callback,
+    )
+
+
+async def _remove_payloads(p: Platform, jobs: Iterable[NewJob | Job]) -> None:
+    for job in jobs:
+        if job.payload_ref:
+            await asyncio.to_thread(p.payloads.remove, job.payload_ref)
+
+
+async def find(p: Platform, caller: Caller, name: str, job_id: str, *, owner: str | None = None) -> Job:
+    """A job of a service, for who may see it: who caused it, the service's owner, the administrator, its token.
+
+    Raises:
+        ServiceNotFound, JobNotFound.
+    """
+    known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
+    job = await p.jobs.get(job_id)
+    if job is None or job.service_id != known.row.id or not _sees(caller, known, job):
+        raise JobNotFound(
+            f'The service "{name}" has no job "{job_id}", or you may not see it', field="jobName"
+        )
+    return job
+
+
+def _sees(caller: Caller, known: Known, job: Job) -> bool:
+    return caller.entrance is Entrance.TOKEN or _sees_all(caller, known) or job.user == caller.id
+
+
+def _sees_all(caller: Caller, known: Known) -> bool:
+    return caller.admin or (caller.entrance is not Entrance.TOKEN and caller.id == known.row.owner)
+
+
+async def wait(
+    p: Platform, caller: Caller, name: str, job_id: str, *, seconds: float, owner: str | None = None
+) -> Job:
+    """The job as soon as it has ended, or as it is after so many seconds (at most `LONGEST_WAIT`)."""
+    event = p.signals.watch(job_id)
+    try:
+        job = await find(p, caller, name, job_id, owner=owner)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + min(seconds, LONGEST_WAIT)
+        while job.state not in FINAL and (left := deadline - loop.time()) > 0:
+            # Another server may settle it, which no event of ours tells: look again now and then.
+            try:
+                await asyncio.wait_for(event.wait(), min(left, 2.0))
+            except TimeoutError:
+                pass
+            job = await find(p, caller, name, job_id, owner=owner)
+        return job
+    finally:
+        p.signals.unwatch(job_id, event)
+
+
+def seconds_of(text: str) -> float:
+    """A duration of a query, `30s`, `500ms`, `2m` or plain seconds.
+
+    Raises:
+        BadRequest: it is none.
+    """
+    match = _WAIT.fullmatch(text.strip())
+    if not match:
+        raise BadRequest(f'"{text}" is not a duration', field="wait", fix="write it as 30s, 500ms or 2m")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+async def cancel(p: Platform, caller: Caller, name: str, job_id: str, *, owner: str | None = None) -> Job:
+    """Ask for a job's end: a waiting one is cancelled at once.
+
+    Raises:
+        JobNotFound; Conflict: it has ended already.
+    """
+    job = await find(p, caller, name, job_id, owner=owner)
+    if job.state in FINAL:
+        raise Conflict(f"The job has ended already ({job.api_status})")
+    job = await p.jobs.request_cancel(job_id)
+    p.signals.work.set()
+    if job.state in FINAL:
+        p.signals.ended(job_id)
+    return job
+
+
+async def rerun(p: Platform, caller: Caller, name: str, job_id: str, *, owner: str | None = None) -> Job:
+    """Run a finished job's event again, as a new job.
+
+    Raises:
+        JobNotFound; Conflict: it has not ended yet.
+    """
+    old = await find(p, caller, name, job_id, owner=owner)
+    if old.state not in FINAL:
+        raise Conflict("The job has not ended yet", fix="cancel it first, or wait")
+    known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
+    payload = await payload_of(p, old)
+    new = await _new_job(p, known, payload=payload, user=caller.id, kind="rerun", hop_count=old.hops)
+    [job] = await p.jobs.accept([new])
+    p.signals.work.set()
+    return job
+
+
+async def payload_of(p: Platform, job: Job) -> bytes:
+    """The body of a job's event."""
+    if job.payload_ref:
+        return await asyncio.to_thread(p.payloads.path(job.payload_ref).read_bytes)
+    return job.payload or b""
+
+
+async def page(
+    p: Platform, caller: Caller, name: str, *, page: str | None, owner: str | None = None
+) -> dict[str, Any]:
+    """A page of a service's jobs in the shape of the API: `jobs`, `next_page`, `remaining_jobs`."""
+    known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
+    everything = caller.entrance is Entrance.TOKEN or _sees_all(caller, known)
+    found = await p.jobs.page(
+        known.row.id,
+        user=None if everything else caller.id,
+        after=_place(page) if page else None,
+        limit=p.settings.job_listing_limit,
+    )
+    answer: dict[str, Any] = {"jobs": {job.id: info(job) for job in found.jobs}}
+    if found.next:
+        answer["next_page"] = _page_token(found.next)
+    answer["remaining_jobs"] = found.remaining
+    return answer
+
+
+def _page_token(place: tuple[int, str]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+
+
+def _place(token: str) -> tuple[int, str]:
+    try:
+        created, job_id = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+    except (binascii.Error, ValueError, TypeError):
+        created, job_id = None, None
+    if (
+        not isinstance(created, int)
+        or isinstance(created, bool)
+        or not isinstance(job_id, str)
+        or abs(created) >> 62
+    ):
+        raise BadRequest(
+            "That page does not exist", field="page", fix="use next_page of the page before as it is"
+        )
+    return created, job_id
+
+
+def info(job: Job) -> dict[str, Any]:
+    """A job as a list shows it: `types.JobInfo` of the API."""
+    times = {"creation_time": job.created, "start_time": job.started, "finish_time": job.finished}
+    return {"status": job.api_status.value} | {
+        name: rfc3339(value) for name, value in times.items() if value is not None
+    }
+
+
+def details(job: Job) -> dict[str, Any]:
+    """A job as `GET /system/jobs/{service}/{job}` shows it."""
+    return {
+        "job_id": job.id,
+        "service": job.service_name,
+        **info(job),
+        "state": job.state.value,
+        "kind": job.kind,
+        "attempt": job.attempt,
+        "exit_code": job.exit_code,
+        "reason": job.reason,
+        "message": job.message,
+        "user": job.user,
+    }
+
+
+def rfc3339(milliseconds: int) -> str:
+    """A time of the Store as the API writes it."""
+    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds % 1000:03d}Z"
+
+
+async def delete(p: Platform, caller: Caller, name: str, job_id: str, *, owner: str | None = None) -> None:
+    """Remove a job with its log; an active one is cancelled first and waited for.
+
+    Raises:
+        JobNotFound; Forbidden: it is somebody else's.
+    """
+    job = await find(p, caller, name, job_id, owner=owner)
+    known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
+    if not (_sees_all(caller, known) or (job.user == caller.id and caller.entrance is not Entrance.TOKEN)):
+        raise Forbidden("Only who caused a job, the service's owner or an administrator may delete it")
+    await remove(p, [await _end(p, job)])
+
+
+async def delete_all(
+    p: Platform, caller: Caller, name: str, *, everything: bool, owner: str | None = None
+) -> None:
+    """Remove the succeeded jobs of a service, or with `everything` all, active ones being cancelled."""
+    known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
+    if caller.entrance is Entrance.TOKEN:
+        raise Forbidden("A service token can't delete jobs")
+    user = None if _sees_all(caller, known) else caller.id
+    if everything:
+        for job_id in await p.jobs.ids(known.row.id, states=[JobState.QUEUED, *ACTIVE], user=user):
+            job = await p.jobs.get(job_id)
+            if job:
+                await _end(p, job)
+    states = FINAL if everything else [JobState.SUCCEEDED]
+    await remove(p, await p.jobs.ids(known.row.id, states=states, user=user))
+
+
+async def _end(p: Platform, job: Job) -> str:
+    if job.state not in FINAL:
+        event = p.signals.watch(job.id)
+        try:
+            ended = await p.jobs.request_cancel(job.id)
+            p.signals.work.set()
+            while ended.state not in FINAL:
+                try:
+                    await asyncio.wait_for(event.wait(), 2.0)
+                except TimeoutError:
+                    p.signals.work.set()
+                ended = await p.jobs.get(job.id) or ended
+        finally:
+            p.signals.unwatch(job.id, event)
+    return job.id
+
+
+async def remove(p: Platform, job_ids: list[str]) -> None:
+    """Remove finished jobs, their logs and bodies."""
+    for start in range(0, len(job_ids), 200):
+        removed = await p.jobs.delete(job_ids[start : start + 200])
+        for job in removed:
+            for attempt in range(1, job.attempt + 1):
+                await p.compute.drop_logs(run_name(job.id, attempt))
+        await _remove_payloads(p, removed)
+
+
+async def logs(
+    p: Platform, job: Job, *, follow: bool = False, tail: int | None = None
+) -> AsyncIterator[LogLine]:
+    """The job's log, all its attempts in a row; with `follow` until the job has ended."""
+    attempt = 1
+    while True:
+        latest = attempt >= job.attempt
+        if attempt <= job.attempt:
+            try:
+                # Of many attempts only the last has a tail worth the name.
+                if tail is None or latest:
+                    lines = p.compute.logs(run_name(job.id, attempt), follow=follow and latest, tail=tail)
+                    async for line in lines:
+                        yield line
+            except RunNotFound:
+                if follow and latest and job.state not in FINAL:
+                    await asyncio.sleep(0.2)
+                    attempt -= 1
+            attempt += 1
+            if attempt <= job.attempt:
+                continue
+        if not follow:
+            return
+        fresh = await p.jobs.get(job.id)
+        if fresh is None or (fresh.state in FINAL and attempt > fresh.attempt):
+            return
+        if attempt > fresh.attempt:
+            await _news(p, fresh)
+        job = fresh
+
+
+async def _news(p: Platform, job: Job) -> None:
+    event = p.signals.watch(job.id)
+    try:
+        await asyncio.wait_for(event.wait(), 0.5)
+    except TimeoutError:
+        pass
+    finally:
+        p.signals.unwatch(job.id, event)
+
+
+def loops(job: Job) -> bool:
+    """Whether too many functions in a row led to the job."""
+    return job.hops > MAX_HOPS

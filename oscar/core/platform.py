@@ -1,0 +1,66 @@
+"""The platform: all that the core works with, made once by `app.py` and handed to every function of the core."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from oscar.compute.base import Compute, Invokes
+from oscar.model.storage import MinIOProvider
+from oscar.objects.base import BucketAdmin, ObjectStore
+from oscar.settings import Settings
+from oscar.state.jobs import Jobs
+from oscar.state.payloads import Payloads
+from oscar.state.services import Services
+from oscar.state.users import Users
+
+
+class Signals:
+    """News inside this process: work for the dispatcher, jobs that have ended."""
+
+    def __init__(self) -> None:
+        """Start with work to look for."""
+        self.work = asyncio.Event()
+        self.work.set()
+        self._ended: dict[str, set[asyncio.Event]] = {}
+
+    def watch(self, job_id: str) -> asyncio.Event:
+        """An event that is set when the job ends; give it back by `unwatch`."""
+        event = asyncio.Event()
+        self._ended.setdefault(job_id, set()).add(event)
+        return event
+
+    def unwatch(self, job_id: str, event: asyncio.Event) -> None:
+        """Forget the event."""
+        waiting = self._ended.get(job_id, set())
+        waiting.discard(event)
+        if not waiting:
+            self._ended.pop(job_id, None)
+
+    def ended(self, job_id: str) -> None:
+        """Tell who waits for the job."""
+        for event in self._ended.get(job_id, ()):
+            event.set()
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Ports and settings; the composition root is `app.py`."""
+
+    settings: Settings
+    installation: str
+    services: Services
+    jobs: Jobs
+    users: Users
+    payloads: Payloads
+    objects: ObjectStore
+    buckets: BucketAdmin
+    compute: Compute
+    invokes: Invokes | None
+    store: MinIOProvider
+    """The platform's own store as clients reach it; keys blank."""
+    url: str
+    """Public URL of the API."""
+    password: str = field(repr=False)
+    signals: Signals = field(default_factory=Signals)
+    """Made inside the event loop."""

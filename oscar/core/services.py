@@ -1,0 +1,277 @@
+"""Services: create, update, read, list, delete, and the look-up that every call of a service needs.
+
+Called by `api.services`, `core.jobs`, `core.runs` and the dispatcher; calls `model.service` (rules of a definition),
+`auth.rules`, `state.services`, buckets and the engine. The Store is the truth; what the engine and the buckets hold
+is derived from it and made again by the same calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from oscar import telemetry
+from oscar.auth.rules import Action, Thing, may, require_user
+from oscar.core.platform import Platform
+from oscar.errors import AlreadyExists, BadRequest, BucketNotEmpty, Forbidden, OscarError, ServiceNotFound
+from oscar.model.object import Bucket, Visibility
+from oscar.model.secrets import HIDDEN, secrets_of, with_secrets, without_secrets
+from oscar.model.service import Service, definition, parse_service, unknown_fields, with_own_store
+from oscar.model.user import ADMIN, Caller
+from oscar.state.services import BucketUse, ServiceRow
+
+log = telemetry.get("services")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A stored service with its parsed definition, secrets and token filled in."""
+
+    row: ServiceRow
+    service: Service
+
+    @property
+    def thing(self) -> Thing:
+        """The service as the rules see it."""
+        return Thing(self.row.owner, self.service.visibility, self.service.allowed_users, self.row.id)
+
+
+async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[str]:
+    """Create a service; returns warnings for its author.
+
+    Raises:
+        InvalidField, Unsupported, AlreadyExists (400), Forbidden (403).
+    """
+    require_user(caller)
+    service = parse_service(data)
+    warnings = [*_warnings(data), *p.compute.check(service)]
+    if await p.services.get(service.name, _owner(caller, service)):
+        # Asked before buckets are made, so that a refused request leaves nothing behind; `insert` decides.
+        raise AlreadyExists(
+            f'A service named "{service.name}" exists already',
+            field="name",
+            fix="choose another name, or update the service with PUT /system/services",
+        )
+    service = _settled(p, service, owner=_owner(caller, service), token=secrets.token_hex(32))
+    uses = await _ensure_buckets(p, caller, service)
+    await p.services.insert(
+        name=service.name, owner=service.owner, token=service.token, **_stored(service), buckets=uses
+    )
+    await p.compute.apply(service)
+    log.info("service created", service=service.name, owner=service.owner)
+    return warnings
+
+
+async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[str]:
+    """Replace a service's definition; its token and owner stay, and so do secrets that are sent blank.
+
+    Raises:
+        InvalidField, Unsupported (400), Forbidden (403), ServiceNotFound (404).
+    """
+    require_user(caller)
+    service = parse_service(data)
+    known = await find(p, caller, service.name, action=Action.CHANGE, owner=service.owner or None)
+    warnings = [*_warnings(data), *p.compute.check(service)]
+    service = _settled(p, service, owner=known.row.owner, token=known.row.token)
+    service = with_secrets(service, known.row.secrets or {})
+    uses = await _ensure_buckets(p, caller, service)
+    await p.services.replace(known.row.id, token=service.token, **_stored(service), buckets=uses)
+    dropped = set(known.service.buckets()) - set(service.buckets())
+    for name in dropped:
+        await _make_private(p, name)
+    await p.compute.apply(service)
+    log.info("service updated", service=service.name, owner=service.owner)
+    return warnings
+
+
+async def read(p: Platform, caller: Caller, name: str, *, owner: str | None = None) -> str:
+    """The service as JSON text, its token with it, secrets left out."""
+    require_user(caller)
+    known = await find(p, caller, name, action=Action.SEE, owner=owner)
+    return _with_token(known.row)
+
+
+async def list_all(p: Platform, caller: Caller) -> str:
+    """All services that the caller may see, as the text of a JSON array."""
+    require_user(caller)
+    rows = await p.services.rows()
+    if not caller.admin:
+        rows = [row for row in rows if may(caller, Action.SEE, _thing(row))]
+    return "[" + ",".join(_with_token(row) for row in rows) + "]"
+
+
+async def delete(
+    p: Platform, caller: Caller, name: str, *, owner: str | None = None, data: bool = False
+) -> None:
+    """Remove a service, its workers and waiting jobs.
+
+    Of the buckets that it created and no other service uses, empty ones go too; with `data` also those that hold
+    objects. Everything else stays.
+
+    Raises:
+        ServiceNotFound (404), Forbidden (403).
+    """
+    require_user(caller)
+    known = await find(p, caller, name, action=Action.CHANGE, owner=owner)
+    mount = known.service.mount
+    kept = mount.bucket if mount and known.service.is_own_store(mount) else None
+    free = await p.services.delete(known.row.id)
+    p.signals.work.set()
+    await p.compute.remove(known.row.owner, name)
+    for use in free:
+        if use.created and use.bucket != kept:
+            try:
+                await p.buckets.delete_bucket(use.bucket, force=data)
+            except BucketNotEmpty:
+                await _make_private(p, use.bucket)
+                log.info("bucket kept with its data", bucket=use.bucket, service=name)
+    log.info("service deleted", service=name, owner=known.row.owner, data=data)
+
+
+async def find(p: Platform, caller: Caller, name: str, *, action: Action, owner: str | None = None) -> Known:
+    """The service of that name on which the caller may do that.
+
+    Raises:
+        ServiceNotFound: there is none, or the caller may not even see it.
+        Forbidden: he sees it but may not do that.
+        BadRequest: several owners have one of that name and `owner` does not choose.
+    """
+    rows = await p.services.get(name, owner)
+    known = [parsed(p, row) for row in rows]
+    allowed = [one for one in known if may(caller, action, one.thing)]
+    if len(allowed) == 1:
+        return allowed[0]
+    if allowed:
+        mine = [one for one in allowed if one.row.owner == caller.id]
+        if len(mine) == 1:
+            return mine[0]
+        raise BadRequest(
+            f'More than one service named "{name}" is open to you',
+            field="owner",
+            fix="choose one by ?owner=" + " or ?owner=".join(one.row.owner for one in allowed),
+        )
+    if any(may(caller, Action.SEE, one.thing) for one in known):
+        raise Forbidden(f'Only the owner or an administrator may change the service "{name}"')
+    raise ServiceNotFound(f'There is no service named "{name}", or you may not see it', field="serviceName")
+
+
+async def by_id(p: Platform, service_id: str) -> Known | None:
+    """The service of a job; None when it was deleted."""
+    row = await p.services.by_id(service_id)
+    return parsed(p, row) if row else None
+
+
+def parsed(p: Platform, row: ServiceRow) -> Known:
+    """A row with its definition parsed and its secrets filled in."""
+    service = Service.model_validate(json.loads(row.definition))
+    service = with_secrets(service, row.secrets or {})
+    return Known(row, service.model_copy(update={"token": row.token, "owner": row.owner}))
+
+
+async def apply_all(p: Platform) -> None:
+    """Have the engine make what services need before their first call; at start."""
+    for row in await p.services.rows():
+        full = await p.services.by_id(row.id)
+        if full is None:
+            continue
+        try:
+            await p.compute.apply(parsed(p, full).service)
+        except OscarError as error:
+            log.warning("service not prepared", service=row.name, error=error.message)
+
+
+def _warnings(data: Mapping[str, Any]) -> list[str]:
+    return [f"{path}: this field means nothing here and is ignored" for path in unknown_fields(data)]
+
+
+def _owner(caller: Caller, service: Service) -> str:
+    # The administrator may create in somebody's name, as federation and imports do.
+    return service.owner if caller.admin and service.owner else caller.id
+
+
+def _settled(p: Platform, service: Service, *, owner: str, token: str) -> Service:
+    own = service.storage_providers.minio.get("default")
+    federated = "oscar.grycap/origin-cluster" in service.annotations
+    if not (own and own.endpoint and federated):
+        service = with_own_store(
+            service, p.store.model_copy(update={"access_key": HIDDEN, "secret_key": HIDDEN})
+        )
+    allowed = list(service.allowed_users)
+    if service.isolation_level == "USER" and owner != ADMIN and owner not in allowed:
+        allowed.append(owner)
+    private = _private_buckets(service, allowed) if service.isolation_level == "USER" else []
+    return service.model_copy(
+        update={"owner": owner, "token": token, "bucket_list": private, "allowed_users": allowed}
+    )
+
+
+def _private_buckets(service: Service, users: list[str]) -> list[str]:
+    # A readable prefix and a hash of the whole id: ids that begin alike don't share a bucket.
+    names = []
+    for bucket in {watched.bucket for watched in service.storage_inputs}:
+        for user in users:
+            digest = hashlib.sha256(user.encode()).hexdigest()[:10]
+            names.append(f"{bucket[:52]}-{digest}")
+    return sorted(names)
+
+
+def _stored(service: Service) -> dict[str, Any]:
+    bare = without_secrets(service)
+    text = definition(bare)
+    text.pop("token", None)
+    return {
+        "definition": json.dumps(text, ensure_ascii=False, separators=(",", ":")),
+        "secrets": {path: value for path, value in secrets_of(service).items() if path != "/token"},
+        "inputs": [(watched.bucket, watched.folder) for watched in service.storage_inputs],
+        "concurrency": service.concurrency,
+    }
+
+
+def _with_token(row: ServiceRow) -> str:
+    return f'{row.definition[:-1]},"token":"{row.token}"}}'
+
+
+def _thing(row: ServiceRow) -> Thing:
+    fields = json.loads(row.definition)
+    return Thing(row.owner, Visibility(fields["visibility"]), fields.get("allowed_users", ()), row.id)
+
+
+async def _ensure_buckets(p: Platform, caller: Caller, service: Service) -> list[BucketUse]:
+    """Have the service's buckets: existing ones must be its owner's, absent ones are created."""
+    shared, private = service.buckets(), list(service.bucket_list)
+    for name in shared:
+        present = await p.buckets.bucket(name)
+        if present and not may(caller, Action.CHANGE, Thing(present.owner)):
+            raise Forbidden(
+                f'The bucket "{name}" belongs to somebody else', field="input", fix="use a bucket of your own"
+            )
+    uses = []
+    for name in [*shared, *private]:
+        owner, visibility, allowed = service.owner, service.visibility, tuple(service.allowed_users)
+        if name in private:
+            visibility, allowed = Visibility.PRIVATE, ()
+        created = await p.buckets.create_bucket(
+            Bucket(
+                name=name,
+                owner=owner,
+                visibility=visibility,
+                allowed_users=allowed,
+                service=service.name,
+                tags={"owner": owner, "from_service": service.name},
+            )
+        )
+        if not created and name in shared:
+            present = await p.buckets.bucket(name)
+            if present and present.service == service.name:
+                await p.buckets.update_bucket(name, visibility=visibility, allowed_users=allowed)
+        uses.append(BucketUse(name, created))
+    return uses
+
+
+async def _make_private(p: Platform, name: str) -> None:
+    if await p.buckets.bucket(name) and not await p.services.users_of_bucket(name):
+        await p.buckets.update_bucket(name, visibility=Visibility.PRIVATE, allowed_users=())

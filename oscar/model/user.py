@@ -1,0 +1,34 @@
+"""Who calls: the one shape in which every way of entering ends.
+
+Made by `core.users.identify`, judged by `auth.rules`. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+ADMIN = "cluster_admin"
+"""The owner of what the administrator makes by basic auth, as in OSCAR."""
+
+
+class Entrance(StrEnum):
+    """How a caller proved who he is."""
+
+    BASIC = "basic"
+    TOKEN = "token"  # noqa: S105 - a name, not a secret
+    """A service's own token: may call that service and nothing else."""
+    OIDC = "oidc"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An identified caller."""
+
+    id: str
+    entrance: Entrance
+    admin: bool = False
+    service_id: str | None = None
+    """The one service that a token opens."""
+    name: str = ""
+    groups: frozenset[str] = frozenset()
