@@ -65,6 +65,13 @@ class Unsupported(BadRequest):
     code = "unsupported"
 
 
+class Misuse(BadRequest):
+    """The command line, or a file that it names, is wrong."""
+
+    # Raised by the program `oscar` itself, never answered by a server.
+    code = "usage"
+
+
 class AlreadyExists(BadRequest):
     """Something of that name exists already."""
 

@@ -16,10 +16,11 @@ from oscar.client.records import (
     Progress,
     Submitted,
 )
-from oscar.client.rest import Client, Result
+from oscar.client.rest import Applied, Client, Result
 from oscar.client.transfer import Storage, Stored
 
 __all__ = [
+    "Applied",
     "Bucket",
     "BucketContent",
     "BucketObject",

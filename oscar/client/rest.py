@@ -50,6 +50,14 @@ class Result:
     decoded: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply` did: made the service or changed it; `warnings` name what the engine can't honour."""
+
+    created: bool
+    warnings: tuple[str, ...] = ()
+
+
 class Client:
     """A user of one server.
 
@@ -153,37 +161,37 @@ class Client:
         """A service. Raises `ServiceNotFound`."""
         return parse_service(await self.definition(name, owner=owner))
 
-    async def create(self, service: Service | Mapping[str, Any]) -> None:
+    async def create(self, service: Service | Mapping[str, Any]) -> list[str]:
         """Make a new service.
+
+        Returns:
+            what of it the server's engine can't honour.
 
         Raises:
             InvalidField: naming the field at fault.
             AlreadyExists: there is one of that name.
         """
-        await self._wire.request("POST", "/system/services", json=_body(service))
+        return _warnings(await self._wire.request("POST", "/system/services", json=_body(service)))
 
-    async def update(self, service: Service | Mapping[str, Any]) -> None:
+    async def update(self, service: Service | Mapping[str, Any]) -> list[str]:
         """Replace a service's definition; its token is kept, and secrets that are left blank.
+
+        Returns:
+            what of it the server's engine can't honour.
 
         Raises:
             InvalidField, ServiceNotFound, Forbidden.
         """
-        await self._wire.request("PUT", "/system/services", json=_body(service))
+        return _warnings(await self._wire.request("PUT", "/system/services", json=_body(service)))
 
-    async def apply(self, service: Service | Mapping[str, Any]) -> bool:
-        """Create the service, or update the one of that name.
-
-        Returns:
-            True when it was created.
-        """
+    async def apply(self, service: Service | Mapping[str, Any]) -> Applied:
+        """Create the service, or update the one of that name. Raises as `create` and `update`."""
         body = _body(service)
         try:
             await self.definition(str(body["name"]))
         except NotFound:
-            await self.create(body)
-            return True
-        await self.update(body)
-        return False
+            return Applied(created=True, warnings=tuple(await self.create(body)))
+        return Applied(created=False, warnings=tuple(await self.update(body)))
 
     async def delete(self, name: str, *, data: bool = False, owner: str | None = None) -> None:
         """Remove a service with the empty buckets that it made; with `data` also those that hold objects.
@@ -443,6 +451,11 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def _body(service: Service | Mapping[str, Any]) -> dict[str, Any]:
     return definition(service) if isinstance(service, Service) else dict(service)
+
+
+def _warnings(response: httpx2.Response) -> list[str]:
+    data = response.json() if response.content.startswith(b"{") else {}
+    return [str(warning) for warning in data.get("warnings") or []]
 
 
 def _bucket(name: str, visibility: str, allowed_users: Sequence[str]) -> dict[str, Any]:
