@@ -1,4 +1,4 @@
-"""The rules of warm workers: who gets one, when they start and stop, and that no sequence of events breaks them."""
+"""The rules of warm workers: who gets one, when they start and stop, and that no order of events breaks them."""
 
 from __future__ import annotations
 
@@ -106,6 +106,21 @@ def test_a_short_wait_for_a_busy_worker_starts_no_other() -> None:
     assert pool.settle(1.0, 5) == []
     assert pool.next_wake(1.02) == 1.05
     assert kinds(pool.settle(1.05, 5)) == [Start, Start]
+
+
+def test_little_patience_while_cores_are_free() -> None:
+    pool = Pool(Bounds(least=1, patience=0.05, cores=2))
+    started(pool)
+    take(pool)
+    pool.join("", 1.0)
+    assert pool.settle(1.0, 5) == []
+    wake = pool.next_wake(1.0)
+    assert wake is not None
+    assert wake < 1.05
+    assert len(started(pool, wake)) == 1
+    pool.settle(wake, 5)
+    pool.join("", 2.0)
+    assert pool.settle(2.0 + (wake - 1.0), 5) == [], "all cores are busy: another worker would not help soon"
 
 
 def test_first_come_first_served() -> None:

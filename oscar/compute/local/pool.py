@@ -7,6 +7,7 @@ that the rules are tested with plain values (`tests/unit/test_pool.py`).
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ class Bounds:
     """How long a worker above `least` is kept without work."""
     patience: float = 0.05
     """How long the first in line waits for a busy worker before another one is started."""
+    cores: int = 1
+    """Workers that can compute at once: up to so many are started with little patience."""
+    eagerness: float = 0.005
+    """The little patience."""
     by_user: bool = False
     """Whether a worker serves the user of its first request only (USER isolation)."""
 
@@ -211,7 +216,7 @@ class Pool:
         need = max(self.bounds.least - self._kept(), 0)
         if self.waiting:
             head = self.waiting[0]
-            if now - head.since >= self.bounds.patience or not self._hope(head.user):
+            if now - head.since >= self._patience() or not self._hope(head.user):
                 need = max(need, len(self.waiting) - self._coming())
         if self.bounds.most:
             need = min(need, self.bounds.most - len(self.places))
@@ -251,13 +256,23 @@ class Pool:
         if self.waiting:
             head = self.waiting[0]
             times.append(head.since + self.bounds.wait)
-            if now - head.since < self.bounds.patience:
-                times.append(head.since + self.bounds.patience)
+            if now - head.since < self._patience():
+                times.append(head.since + self._patience())
         if now < self.retry_at and (self.waiting or self.bounds.least):
             times.append(self.retry_at)
         if self._idle and (self.bounds.by_user or self._kept() > self.bounds.least):
             times.append(self._idle[0].since + self.bounds.idle)
         return min(times, default=None)
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is anything to settle at all."""
+        return bool(self.places or self.waiting or self.bounds.least)
+
+    @property
+    def oldest(self) -> float:
+        """Since when the first in line waits; infinite when nobody does."""
+        return self.waiting[0].since if self.waiting else math.inf
 
     def count(self, stage: Stage) -> int:
         """How many workers are at the stage."""
@@ -324,6 +339,10 @@ class Pool:
         over -= self.count(Stage.STOPPING) + len(surplus)
         surplus += [place for place in self._idle if place not in surplus][: max(over, 0)]
         return surplus
+
+    def _patience(self) -> float:
+        few = len(self.places) < self.bounds.cores
+        return min(self.bounds.eagerness, self.bounds.patience) if few else self.bounds.patience
 
     def _coming(self) -> int:
         return sum(

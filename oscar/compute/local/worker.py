@@ -1,6 +1,6 @@
 """One warm worker: a sandbox that runs `supervisor/worker.sh`, and the FIFOs by which it is given requests.
 
-Called by `compute.local.workers`, which decides what it does; calls an `Engine` and its `WorkFolder`. The
+Called by `crew`, which decides what it does; calls an `Engine` and its `WorkFolder`. The
 other end of the protocol is described in `worker.sh`.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from oscar.compute.local.engine import Engine, Exit, Sandbox
 from oscar.compute.local.workfolder import SHELL, Kit, WorkFolder
-from oscar.errors import EngineError, InvocationTimeout
+from oscar.errors import EngineError, InvocationTimeout, OscarError
 
 FIFOS = ("requests", "replies", "log")
 PIPE = 65536
@@ -105,6 +105,7 @@ class Worker:
         self._requests = self._replies = self._log = -1
         self._watch: asyncio.Task[Exit | None] | None = None
         self._alone = True
+        self._aborted: OscarError | None = None
 
     # Its life.
 
@@ -134,6 +135,17 @@ class Worker:
         if self._watch is not None:
             self._watch.add_done_callback(ended)
 
+    @property
+    def dead(self) -> bool:
+        """Whether the sandbox has ended by itself."""
+        return self._watch is not None and self._watch.done()
+
+    def abort(self, error: OscarError) -> None:
+        """Have a request that is under way fail with that error, and all later ones."""
+        self._aborted = error
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
     async def stop(self) -> None:
         """End the sandbox with all that runs in it, and remove all trace of it.
 
@@ -158,6 +170,10 @@ class Worker:
             EngineError: the worker died, or the script wrote into its FIFOs.
             InvalidField: a variable that no program can be given.
         """
+        if self._aborted is not None:
+            raise self._aborted
+        if self.dead:
+            raise EngineError("the worker died before the script started")
         self.folder.write_env(variables)
         self._serial += 1
         answer = self._expect(str(self._serial))
@@ -221,7 +237,7 @@ class Worker:
             argv=(SHELL, f"{config}/worker.sh", work, config),
             env=kit.env,
             mounts=self.folder.mounts(kit),
-            workdir="",
+            workdir=self.folder.workdir,
             log=self.folder.path / "output.log",
             cpu=kit.cpu,
             memory=kit.memory,

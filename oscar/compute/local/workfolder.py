@@ -76,7 +76,10 @@ class WorkFolder:
         self.config = path / "config"
         self.work_inside = WORK if engine.maps_paths else str(self.work)
         self.config_inside = CONFIG if engine.maps_paths else str(self.config)
+        # Containers begin where their image says; processes in the one folder that is theirs alone.
+        self.workdir = "" if engine.name != "process" else "/tmp" if engine.maps_paths else str(self.work)  # noqa: S108
         self._made: dict[str, tuple[int, int]] = {}
+        self._loose: list[Path] = []
         self._env = -1
         self._env_size = 0
 
@@ -125,6 +128,13 @@ class WorkFolder:
             return False
         return (found.st_dev, found.st_ino) == self._made[name]
 
+    def has_output(self) -> bool:
+        """Whether the script left anything in `out`."""
+        if not self.holds("out"):
+            return False
+        with os.scandir(self.work / "out") as entries:
+            return next(entries, None) is not None
+
     def tidy(self) -> bool | None:
         """Remove what a request left, if that is quickly done; no process of the script may be left.
 
@@ -132,6 +142,8 @@ class WorkFolder:
             True when it is done, False when the folder can't be used again, None when `tidy_all` is needed.
         """
         self._wipe_env()
+        while self._loose:
+            self._loose.pop().unlink(missing_ok=True)
         try:
             return all(self._tidy(name) for name in list(self._made))
         except (_Deep, PermissionError):
@@ -147,6 +159,25 @@ class WorkFolder:
                     await self._engine.own(self.work)
                     await asyncio.to_thread(_clear, self.work / name)
         return bool(self.tidy())
+
+    def put(self, path: str, content: bytes) -> None:
+        """Write a file of a request, such as `in/picture.png`; blocking.
+
+        Raises:
+            OSError: the disk is full, or something is there already.
+        """
+        file = self.work / path
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        fd = os.open(file, flags, 0o644)
+        try:
+            if not path.startswith(("in/", "out/")):
+                self._loose.append(file)
+            view = memoryview(content)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fchmod(fd, 0o666)  # what comes in may be changed by the script, whoever that is
+        finally:
+            os.close(fd)
 
     async def remove(self) -> None:
         """Remove the folder. Silent if absent."""

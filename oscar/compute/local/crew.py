@@ -1,0 +1,398 @@
+"""The warm workers of one service, and the yard of this machine where all services' workers have their room.
+
+`Crew` does what its `Pool` says: starts and ends workers, hands them to requests, wakes when the pool wants to
+be asked again. Called by `compute.local.workers`; calls `pool` (the rules), `worker` and `single` (sandboxes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from oscar.compute.local.engine import Engine
+from oscar.compute.local.pool import Bounds, Expire, Give, Place, Pool, Stage, Start, Stop, Ticket, evict
+from oscar.compute.local.single import Single
+from oscar.compute.local.worker import Deaf, Worker
+from oscar.compute.local.workfolder import Kit
+from oscar.errors import EngineError, ImageError, OscarError, Unavailable
+
+STOP_TRIES = 4
+"""How often the end of a sandbox is tried, in growing pauses, when the engine fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the installation allows to synchronous calls. Times in seconds, sizes in bytes."""
+
+    queue: int = 100
+    """Requests of one service that may wait."""
+    wait: float = 60.0
+    """How long a request waits for a worker, its start and the pull of its image included."""
+    idle: float = 60.0
+    """How long a worker above min_scale is kept without work."""
+    start: float = 60.0
+    """How long the start of a worker may take, once its image is there."""
+    drain: float = 30.0
+    """How long requests may go on when the server stops."""
+    log: int = 64 * 1024 * 1024
+    """Output of a script that is kept: more, and its middle is left out."""
+    per_core: int = 8
+    """Workers of all services together, for each core of the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrewStats:
+    """How the workers of a service do. Times in milliseconds."""
+
+    owner: str
+    service: str
+    starting: int
+    idle: int
+    busy: int
+    waiting: int
+    requests: int
+    """Answered since the server's start."""
+    cold_starts: int
+    cold_start_ms: float | None
+    """Mean of the last starts, None before the first."""
+    trouble: str | None
+    """Why the last worker did not start or died, until one answers."""
+
+
+class Yard:
+    """What the crews of this machine share: the engine, the room, and whether FIFOs work."""
+
+    def __init__(self, engine: Engine, folder: Path, limits: Limits, cores: int | None = None) -> None:
+        self.engine = engine
+        self.folder = folder
+        self.limits = limits
+        self.crews: dict[tuple[str, str], Crew] = {}
+        self.shares_fifo = engine.shares_fifo
+        self.cores = cores or len(os.sched_getaffinity(0))
+        self._most = max(4, self.cores * limits.per_core)
+        self._most_starting = max(2, self.cores)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def room(self) -> int:
+        """How many workers may be started now."""
+        starting = sum(crew.pool.count(Stage.STARTING) for crew in self.crews.values())
+        return max(0, min(self._free(), self._most_starting - starting))
+
+    def make_room(self, needy: Crew) -> None:
+        """On a full machine, end the worker that is missed least so that this crew can start one."""
+        # One at a time: its end settles all crews again.
+        if self._free() > 0 or any(crew.pool.count(Stage.STOPPING) for crew in self.crews.values()):
+            return
+        crews = {id(crew.pool): crew for crew in self.crews.values()}
+        found = evict([crew.pool for crew in self.crews.values()], needy.pool)
+        if found:
+            crews[id(found[0])].end(found[1])
+
+    def settle(self) -> None:
+        """Let all crews act, those first whose requests wait longest: room has come free."""
+        crews = [crew for crew in self.crews.values() if crew.pool.alive]
+        for crew in sorted(crews, key=lambda crew: crew.pool.oldest):
+            crew.settle()
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run it beside; what it raises is a fault of ours and goes to the loop's handler."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def settled(self) -> None:
+        """Wait for all that runs beside."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _free(self) -> int:
+        return self._most - sum(len(crew.pool.places) for crew in self.crews.values())
+
+
+class Crew:
+    """The workers of one service."""
+
+    def __init__(self, yard: Yard, owner: str, service: str, prefix: str, kit: Kit, bounds: Bounds) -> None:
+        self.owner = owner
+        self.service = service
+        self.pool = Pool(bounds)
+        self.kit = kit
+        self.requests = 0
+        self._yard = yard
+        self._prefix = prefix
+        self._workers: dict[Place, Worker | Single] = {}
+        self._starts: dict[Place, asyncio.Task[None]] = {}
+        self._promises: dict[Ticket, asyncio.Future[Place]] = {}
+        self._image: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._cold: deque[float] = deque(maxlen=20)
+        self._cold_starts = 0
+        self._trouble: OscarError | None = None
+        self._gone = asyncio.Event()
+        self._log = structlog.get_logger().bind(service=service, owner=owner)
+
+    # For requests.
+
+    async def acquire(self, user: str) -> Place:
+        """A worker for one request of that user.
+
+        Raises:
+            TooManyRequests: the line is full.
+            Unavailable: none came free in time, or none can be started now.
+            EngineError, ImageError: none could be started.
+        """
+        pool = self.pool
+        place = pool.take(user, self._loop.time())
+        if place is not None:
+            return place
+        if pool.hopeless and self._loop.time() < pool.retry_at and self._trouble is not None:
+            raise self._backing_off(self._trouble)
+        ticket = pool.join(user, self._loop.time())
+        promise: asyncio.Future[Place] = self._loop.create_future()
+        self._promises[ticket] = promise
+        self.settle()
+        try:
+            return await promise
+        except asyncio.CancelledError:
+            if promise.done() and not promise.cancelled() and promise.exception() is None:
+                self.release(promise.result())
+            raise
+        finally:
+            self._promises.pop(ticket, None)
+            pool.leave(ticket)
+
+    def worker(self, place: Place) -> Worker | Single:
+        """The worker of that place."""
+        return self._workers[place]
+
+    def answered(self, place: Place) -> None:
+        """The request is done and its worker unharmed: clean it up for the next one."""
+        self.requests += 1
+        self._trouble = None
+        worker = self._workers[place]
+        clean = False if worker.dead else worker.folder.tidy()
+        if clean is None:
+            self._yard.spawn(self._tidy_all(place), f"tidy {self._prefix}")
+        elif clean:
+            self.release(place)
+        else:
+            self.end(place)
+
+    def release(self, place: Place) -> None:
+        """The worker can take another request."""
+        self.pool.release(place, self._loop.time())
+        if self.pool.waiting or place.version != self.pool.version or self._timer is None:
+            self.settle()
+
+    def end(self, place: Place) -> asyncio.Task[None]:
+        """End the worker and start another if that is wanted; done when it is gone."""
+        self.pool.doom(place, self._loop.time())
+        return self._yard.spawn(self._stop(place), f"stop {self._prefix}")
+
+    async def _tidy_all(self, place: Place) -> None:
+        try:
+            clean = await self._workers[place].folder.tidy_all()
+        except (OSError, OscarError) as error:
+            self._log.warning("a worker's folder can't be cleaned", error=str(error))
+            clean = False
+        if clean:
+            self.release(place)
+        else:
+            self.end(place)
+
+    def _backing_off(self, trouble: OscarError) -> OscarError:
+        pause = max(1, round(self.pool.retry_at - self._loop.time()))
+        kind = type(trouble) if isinstance(trouble, EngineError) else Unavailable
+        return kind(
+            f"no worker of this service can be started: {trouble.message}",
+            fix=trouble.fix or f"It is tried again in {pause} s.",
+            headers={"Retry-After": str(pause)},
+        )
+
+    # For the service.
+
+    def renew(self, kit: Kit, bounds: Bounds) -> None:
+        """The service was applied; workers of another kit are replaced, busy ones after their request."""
+        changed = kit != self.kit
+        self.pool.renew(bounds, changed=changed)
+        if changed:
+            self.kit = kit
+            self._image = None
+            self._trouble = None
+        self.settle()
+
+    def refuse_waiting(self, error: OscarError) -> None:
+        """Give all who wait that error."""
+        for ticket, promise in list(self._promises.items()):
+            self.pool.leave(ticket)
+            if not promise.done():
+                promise.set_exception(error)
+
+    async def close(self, error: OscarError) -> None:
+        """End all workers; requests under way and waiting get the error. Returns when nothing is left."""
+        self.pool.close()
+        self.refuse_waiting(error)
+        for worker in self._workers.values():
+            worker.abort(error)
+        for start in self._starts.values():
+            start.cancel()
+        self.settle()
+        while self.pool.places:
+            self._gone.clear()
+            await self._gone.wait()
+        self._disarm()
+
+    def stats(self) -> CrewStats:
+        """How the workers do now."""
+        return CrewStats(
+            owner=self.owner,
+            service=self.service,
+            starting=self.pool.count(Stage.STARTING),
+            idle=self.pool.count(Stage.IDLE),
+            busy=self.pool.count(Stage.BUSY),
+            waiting=len(self.pool.waiting),
+            requests=self.requests,
+            cold_starts=self._cold_starts,
+            cold_start_ms=1000 * sum(self._cold) / len(self._cold) if self._cold else None,
+            trouble=self._trouble.message if self._trouble else None,
+        )
+
+    # What the pool says.
+
+    def settle(self) -> None:
+        """Do what the pool wants done now."""
+        pool, now = self.pool, self._loop.time()
+        for action in pool.settle(now, self._yard.room() if pool.wanted(now) else 0):
+            match action:
+                case Give(ticket, place):
+                    self._promises[ticket].set_result(place)
+                case Expire(ticket):
+                    self._promises[ticket].set_exception(self._too_late())
+                case Start(place):
+                    self._starts[place] = self._yard.spawn(self._start(place), f"start {self._prefix}")
+                case Stop(place):
+                    self._yard.spawn(self._stop(place), f"stop {self._prefix}")
+        if pool.wanted(now):
+            self._yard.make_room(self)
+        self._arm(now)
+
+    async def _start(self, place: Place) -> None:
+        kit = self.kit
+        warm = kit.script and self._yard.shares_fifo
+        name = f"{self._prefix}-{secrets.token_hex(4)}"
+        make = Worker if warm else Single
+        worker = make(self._yard.engine, name, self._yard.folder / name, log_limit=self._yard.limits.log)
+        self._workers[place] = worker
+        trouble: OscarError | None = None
+        try:
+            await self._have_image(kit.image)
+            began = time.monotonic()
+            await worker.start(kit, wait=self._yard.limits.start)
+        except asyncio.CancelledError:
+            trouble = None  # the crew is being closed
+        except Deaf:
+            self._log.warning(
+                "FIFOs don't reach this engine's sandboxes: each call gets a sandbox of its own"
+            )
+            self._yard.shares_fifo = False
+        except OscarError as error:
+            trouble = error
+        except OSError as error:
+            trouble = EngineError(f"{error.strerror}: {error.filename}")
+        else:
+            self._cold.append(time.monotonic() - began)
+            self._cold_starts += 1
+            worker.when_dead(lambda reason: self._died(place, reason))
+            del self._starts[place]
+            self.pool.ready(place, self._loop.time())
+            self._yard.settle()
+            return
+        del self._starts[place]
+        self.pool.doom(place, self._loop.time())
+        if trouble is not None:
+            self._fail(trouble)
+        await self._stop(place, failed=trouble is not None)
+
+    def _fail(self, trouble: OscarError) -> None:
+        self._log.warning("a worker could not be started", error=trouble.message)
+        self._trouble = trouble
+        if isinstance(trouble, ImageError):
+            self._image = None
+        if self.pool.hopeless:
+            self.refuse_waiting(trouble)
+
+    async def _have_image(self, image: str) -> None:
+        if self._image is None:
+            self._image = asyncio.ensure_future(self._yard.engine.ensure_image(image))
+            # Those who wait for it may be gone when it fails.
+            self._image.add_done_callback(lambda pull: pull.cancelled() or pull.exception())
+        pull = self._image
+        try:
+            await asyncio.shield(pull)
+        except OscarError:
+            if self._image is pull:
+                self._image = None
+            raise
+
+    async def _stop(self, place: Place, *, failed: bool = False) -> None:
+        worker = self._workers[place]
+        for attempt in range(STOP_TRIES):
+            try:
+                await worker.stop()
+                break
+            except (OscarError, OSError) as error:
+                # What is left when all tries fail is removed at the next start of the server.
+                self._log.error("a worker can't be ended", worker=worker.name, error=str(error))
+                await asyncio.sleep(2.0**attempt)
+        del self._workers[place]
+        self.pool.gone(place, self._loop.time(), failed=failed)
+        self._gone.set()
+        self._yard.settle()
+
+    def _died(self, place: Place, reason: str) -> None:
+        # A busy one's request hears of it by itself and ends the worker.
+        if place.stage is Stage.IDLE:
+            self._log.warning("an idle worker died", reason=reason)
+            self._trouble = EngineError(f"a worker died: {reason}")
+            self.pool.doom(place, self._loop.time())
+            self._yard.spawn(self._stop(place, failed=True), f"stop {self._prefix}")
+
+    def _too_late(self) -> Unavailable:
+        pulling = self._image is not None and not self._image.done()
+        what = f"the image {self.kit.image} is still being pulled" if pulling else "no worker came free"
+        return Unavailable(
+            f"{what} in {self.pool.bounds.wait:g} s",
+            fix="Try again later, or raise synchronous.max_scale of the service.",
+            headers={"Retry-After": "5"},
+        )
+
+    def _arm(self, now: float) -> None:
+        wake = self.pool.next_wake(now)
+        if wake is None:
+            return
+        if self._timer is not None:
+            # One that rings too early does no harm, and is cheaper than a new one for each request.
+            if self._timer.when() <= wake:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(wake, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self.settle()
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,139 @@
+"""The stand-in for a warm worker where none is possible: a sandbox per request.
+
+For engines that don't share FIFOs with this machine (docker in a VM, sandboxed runtimes) and for services
+without a script, whose image's own command runs. Called by `crew` as a `Worker` is; calls an `Engine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from oscar.compute.local import cri
+from oscar.compute.local.engine import Engine, Exit, Sandbox
+from oscar.compute.local.worker import Capture, Reply, overran
+from oscar.compute.local.workfolder import SHELL, Kit, WorkFolder
+from oscar.errors import EngineError, OscarError
+
+_BLOCK = 1024 * 1024
+
+
+class Single:
+    """Answers one request at a time, each in a sandbox of its own; the same promises as `Worker`."""
+
+    def __init__(self, engine: Engine, name: str, folder: Path, *, log_limit: int) -> None:
+        self.name = name
+        self.folder = WorkFolder(engine, folder)
+        self._engine = engine
+        self._log_limit = log_limit
+        self._kit: Kit | None = None
+        self._serial = 0
+        self._running: str | None = None
+        self._waiting: asyncio.Future[Exit | None] | None = None
+        self._aborted: OscarError | None = None
+
+    async def start(self, kit: Kit, *, wait: float) -> None:  # noqa: ARG002 - as Worker: nothing is waited for
+        """Make the folder; the sandboxes come with the requests."""
+        self._kit = kit
+        await asyncio.to_thread(self.folder.furnish, kit)
+
+    def when_dead(self, tell: Callable[[str], None]) -> None:
+        """Between requests there is nothing that could die."""
+
+    @property
+    def dead(self) -> bool:
+        """Never: see `when_dead`."""
+        return False
+
+    def abort(self, error: OscarError) -> None:
+        """Have a request that is under way fail with that error."""
+        self._aborted = error
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def stop(self) -> None:
+        """End what runs and remove all trace of it.
+
+        Raises:
+            EngineError: the engine could not do it.
+        """
+        try:
+            if self._running is not None:
+                await self._engine.remove(self._running)
+        finally:
+            await self.folder.remove()
+
+    async def kill(self) -> None:
+        """End all that runs."""
+        if self._running is not None:
+            await self._engine.kill(self._running)
+
+    async def ask(self, variables: Mapping[str, str], *, timeout: float | None = None) -> Reply:
+        """Run the script once.
+
+        Raises:
+            InvocationTimeout: the script still runs.
+            EngineError, ImageError: the sandbox did not start, or nobody knows how it ended.
+        """
+        self._serial += 1
+        name = self._running = f"{self.name}-{self._serial}"
+        log = self.folder.path / f"output-{self._serial}.log"
+        await self._engine.start(self._sandbox(name, log, variables))
+        self._waiting = asyncio.ensure_future(self._engine.exit(name))
+        try:
+            done, _ = await asyncio.wait({self._waiting}, timeout=timeout)
+        finally:
+            self._waiting.cancel()
+        if self._aborted is not None:
+            raise self._aborted
+        if not done:
+            raise overran(timeout or 0)
+        end = self._waiting.result()
+        output = await asyncio.to_thread(_output, log, self._log_limit)
+        await self._engine.remove(name)
+        self._running = None
+        log.unlink(missing_ok=True)
+        return Reply(_code(end), output)
+
+    def _sandbox(self, name: str, log: Path, variables: Mapping[str, str]) -> Sandbox:
+        kit = self._kit
+        if kit is None:
+            raise EngineError("the worker was not started")
+        return Sandbox(
+            name=name,
+            image=kit.image,
+            argv=(SHELL, f"{self.folder.config_inside}/script.sh") if kit.script else (),
+            env={**kit.env, **variables},
+            mounts=self.folder.mounts(kit),
+            workdir=self.folder.workdir,
+            log=log,
+            cpu=kit.cpu,
+            memory=kit.memory,
+            gpu=kit.gpu,
+            labels=kit.labels,
+        )
+
+
+def _code(end: Exit | None) -> int:
+    if end is None or end.code is None:
+        raise EngineError("nobody knows how the script ended")
+    if end.refused:
+        raise EngineError(f"the script could not be started: {end.refused}")
+    return end.code
+
+
+def _output(log: Path, limit: int) -> bytes:
+    """What the program wrote, without the times that the engine put before the lines."""
+    capture = Capture(limit)
+    assembler = cri.Assembler()
+    try:
+        with log.open("rb") as file:
+            while block := file.read(_BLOCK):
+                for line in assembler.feed(block):
+                    capture.add(line.text.encode("utf-8", "surrogateescape") + b"\n")
+    except FileNotFoundError:
+        return b""  # it wrote nothing
+    for line in assembler.end():
+        capture.add(line.text.encode("utf-8", "surrogateescape"))
+    return capture.take()

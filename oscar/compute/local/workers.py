@@ -1,0 +1,208 @@
+"""Synchronous calls on this machine: implements `Invokes` by warm workers.
+
+Made by `compute.local.backend`. Finds the service's `Crew`, has a worker run the script once, and makes the answer;
+`supervisor.plan`, `stage` and `answer` say what happens around the script, as for jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import yaml
+
+from oscar.compute.base import Answer, Run
+from oscar.compute.local.crew import Crew, CrewStats, Limits, Yard
+from oscar.compute.local.engine import Engine
+from oscar.compute.local.pool import Bounds
+from oscar.compute.local.single import Single
+from oscar.compute.local.worker import Reply, Worker
+from oscar.compute.local.workfolder import Kit, remove_folder
+from oscar.errors import InvocationTimeout, ServiceNotFound, Unavailable
+from oscar.model.secrets import without_secrets
+from oscar.model.service import Service
+from oscar.supervisor.plan import Mode, Plan, plan, service_environment
+
+PREFIX = "w-"
+SMALL = 256 * 1024
+"""Bytes of a body up to which it is decoded and written without a thread: a hop costs more."""
+
+
+def kit_of(service: Service) -> Kit:
+    """What a worker of the service is made of."""
+    shown = without_secrets(service).model_dump(mode="json", exclude_defaults=True)
+    return Kit(
+        image=service.image,
+        script=service.script,
+        config=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
+        env=service_environment(service),
+        cpu=service.cpu_millicores,
+        memory=service.memory_bytes,
+        gpu=1 if service.enable_gpu else 0,
+        by_user=service.isolation_level == "USER",
+        labels={"oscar.service": service.name},
+    )
+
+
+def bounds_of(service: Service, limits: Limits, cores: int) -> Bounds:
+    """What the service's workers are held to."""
+    return Bounds(
+        least=service.synchronous.min_scale,
+        most=service.synchronous.max_scale,
+        queue=limits.queue,
+        wait=limits.wait,
+        idle=limits.idle,
+        cores=cores,
+        by_user=service.isolation_level == "USER",
+    )
+
+
+class Workers:
+    """Answers synchronous calls; see `Invokes`."""
+
+    def __init__(self, engine: Engine, folder: Path, *, limits: Limits | None = None) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._limits = limits or Limits()
+        self._yard = Yard(engine, folder, self._limits)
+        self._stopping = False
+        self._serving = 0
+        self._quiet = asyncio.Event()
+
+    async def start(self) -> None:
+        """Remove what a server that was killed left behind.
+
+        Raises:
+            EngineError: the engine does not work.
+        """
+        await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+        names = await self._engine.names(PREFIX)
+        await asyncio.gather(*(self._engine.remove(name) for name in names))
+        left = await asyncio.to_thread(lambda: list(self._folder.iterdir()))
+        for folder in left:
+            await remove_folder(self._engine, folder)
+
+    async def stop(self) -> None:
+        """Take no more requests, let those under way end, then end all workers."""
+        self._stopping = True
+        closing = Unavailable("the server is stopping", headers={"Retry-After": "5"})
+        for crew in self._yard.crews.values():
+            crew.refuse_waiting(closing)
+        if self._serving:
+            self._quiet.clear()
+            try:
+                async with asyncio.timeout(self._limits.drain):
+                    await self._quiet.wait()
+            except TimeoutError:
+                pass  # their time is up: they get the error
+        await asyncio.gather(*(crew.close(closing) for crew in self._yard.crews.values()))
+        await self._yard.settled()
+        self._yard.crews.clear()
+
+    async def apply(self, service: Service) -> None:
+        """Bring the service's workers to its definition: min_scale warm, others of before replaced."""
+        self._crew(service, renew=True)
+
+    async def prepare(self, service: Service) -> None:
+        """See `Invokes.prepare`."""
+        await self.apply(service)
+
+    async def remove(self, owner: str, name: str) -> None:
+        """End the service's workers; requests under way fail. Silent if there are none."""
+        crew = self._yard.crews.get((owner, name))
+        if crew is not None:
+            await crew.close(ServiceNotFound("the service was deleted while the request was under way"))
+            self._yard.crews.pop((owner, name), None)
+
+    def stats(self) -> list[CrewStats]:
+        """How the workers of each service do."""
+        return [crew.stats() for crew in self._yard.crews.values()]
+
+    async def invoke(self, run: Run) -> Answer:
+        """Run the script on a warm worker; see `Invokes.invoke`."""
+        if self._stopping:
+            raise Unavailable("the server is stopping", headers={"Retry-After": "5"})
+        crew = self._crew(run.service)
+        self._serving += 1
+        try:
+            return await self._invoke(crew, run)
+        finally:
+            self._serving -= 1
+            if self._serving == 0:
+                self._quiet.set()
+
+    async def _invoke(self, crew: Crew, run: Run) -> Answer:
+        place = await crew.acquire(run.user)
+        worker = crew.worker(place)
+        reusable, ended = True, False
+        try:
+            planned = await self._stage_in(worker, run)
+            reusable = False
+            reply = await self._ask(crew, worker, run, planned)
+            if reply.left:
+                # Nothing may change the files while they are read.
+                await worker.kill()
+            else:
+                reusable = True
+            return await self._stage_out(worker, planned, reply)
+        except InvocationTimeout:
+            # Whoever hears of it may rely on that the script is stopped.
+            ended = True
+            await asyncio.shield(crew.end(place))
+            raise
+        except asyncio.CancelledError:
+            reusable = False  # a thread may still be writing into the folder
+            raise
+        finally:
+            if reusable:
+                # The answer goes on its way first.
+                asyncio.get_running_loop().call_soon(crew.answered, place)
+            elif not ended:
+                crew.end(place)
+
+    def _crew(self, service: Service, *, renew: bool = False) -> Crew:
+        key = service.owner, service.name
+        crew = self._yard.crews.get(key)
+        if crew is not None and not renew:
+            return crew
+        kit, bounds = kit_of(service), bounds_of(service, self._limits, self._yard.cores)
+        if crew is None:
+            digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:10]
+            crew = Crew(self._yard, *key, f"{PREFIX}{digest}", kit, bounds)
+            self._yard.crews[key] = crew
+        crew.renew(kit, bounds)
+        return crew
+
+    async def _ask(self, crew: Crew, worker: Worker | Single, run: Run, plan: Plan) -> Reply:
+        known = crew.kit.env
+        own = {name: value for name, value in plan.environment.items() if known.get(name) != value}
+        return await worker.ask(own, timeout=run.timeout)
+
+    async def _stage_in(self, worker: Worker | Single, run: Run) -> Plan:
+        """Write the input where the script finds it."""
+        payload = run.payload
+        size = len(payload) if isinstance(payload, bytes) else SMALL + 1
+        if size <= SMALL:
+            return self._furnish(worker, run)
+        return await asyncio.to_thread(self._furnish, worker, run)
+
+    def _furnish(self, worker: Worker | Single, run: Run) -> Plan:
+        payload = run.payload if isinstance(run.payload, bytes) else run.payload.read_bytes()
+        planned = plan(
+            run.service,
+            payload,
+            job_id=run.job_id,
+            work=worker.folder.work_inside,
+            mode=Mode.SYNC,
+            environment=run.environment,
+        )
+        for file in planned.files:
+            worker.folder.put(file.path, file.content)
+        return planned
+
+    async def _stage_out(self, worker: Worker | Single, plan: Plan, reply: Reply) -> Answer:
+        """Make the answer of what the script left, and upload it where the service says so."""
+        if reply.code != 0 or not worker.folder.has_output():
+            return Answer(reply.log, reply.code, reply.log)
+        return Answer(b"xx", reply.code, reply.log)
