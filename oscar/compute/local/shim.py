@@ -26,6 +26,9 @@ PIPES = 64
 def main() -> None:
     """Fork off the keeper, which reports on standard output by `started` or by what is in the way."""
     task = marshal.load(sys.stdin.buffer)
+    # uvloop hands down what of the server's is open; a sandbox must not have it.
+    os.closerange(3, task["lock"])
+    os.closerange(task["lock"] + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     if os.fork():
         os._exit(0)
     try:
