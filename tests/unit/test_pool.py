@@ -325,7 +325,7 @@ class AnyLife(RuleBasedStateMachine):
                 case Give(ticket, place):
                     self.serve(place, self.tickets.pop(ticket))
                 case Expire(ticket):
-                    assert self.now - ticket.since >= 20
+                    assert self.now >= ticket.since + 20
                     del self.tickets[ticket]
 
     def serve(self, place: Place, user: str) -> None:

@@ -45,8 +45,8 @@ class Limits:
     """How long requests may go on when the server stops."""
     log: int = 64 * 1024 * 1024
     """Output of a script that is kept: more, and its middle is left out."""
-    per_core: int = 8
-    """Workers of all services together, for each core of the machine."""
+    workers: int = 0
+    """Workers of all services together, 0 for four times the cores of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Yard:
         self.crews: dict[tuple[str, str], Crew] = {}
         self.shares_fifo = engine.shares_fifo
         self.cores = cores or len(os.sched_getaffinity(0))
-        self._most = max(4, self.cores * limits.per_core)
+        self._most = limits.workers or 4 * self.cores
         self._most_starting = max(2, self.cores)
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -216,7 +216,7 @@ class Pool:
         need = max(self.bounds.least - self._kept(), 0)
         if self.waiting:
             head = self.waiting[0]
-            if now - head.since >= self._patience() or not self._hope(head.user):
+            if now >= head.since + self._patience() or not self._hope(head.user):
                 need = max(need, len(self.waiting) - self._coming())
         if self.bounds.most:
             need = min(need, self.bounds.most - len(self.places))
@@ -256,7 +256,7 @@ class Pool:
         if self.waiting:
             head = self.waiting[0]
             times.append(head.since + self.bounds.wait)
-            if now - head.since < self._patience():
+            if now < head.since + self._patience():
                 times.append(head.since + self._patience())
         if now < self.retry_at and (self.waiting or self.bounds.least):
             times.append(self.retry_at)
@@ -300,7 +300,7 @@ class Pool:
 
     def _expire(self, now: float) -> list[Action]:
         expired: list[Action] = []
-        while self.waiting and now - self.waiting[0].since >= self.bounds.wait:
+        while self.waiting and now >= self.waiting[0].since + self.bounds.wait:
             expired.append(Expire(self.waiting.popleft()))
         return expired
 
@@ -324,7 +324,7 @@ class Pool:
         surplus: list[Place] = []
         spare = self._kept() - self.bounds.least
         for place in self._idle:
-            if now - place.since < self.bounds.idle:
+            if now < place.since + self.bounds.idle:
                 break
             if place.user is None:
                 if spare <= 0:

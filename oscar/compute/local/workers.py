@@ -1,13 +1,18 @@
 """Synchronous calls on this machine: implements `Invokes` by warm workers.
 
-Made by `compute.local.backend`. Finds the service's `Crew`, has a worker run the script once, and makes the answer;
-`supervisor.plan`, `stage` and `answer` say what happens around the script, as for jobs.
+Made by `compute.local.backend`. Finds the service's `Crew`, has a worker run the script once, and makes the
+answer; `supervisor.plan`, `stage` and `answer` say what happens around the script, as for jobs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -18,11 +23,15 @@ from oscar.compute.local.engine import Engine
 from oscar.compute.local.pool import Bounds
 from oscar.compute.local.single import Single
 from oscar.compute.local.worker import Reply, Worker
-from oscar.compute.local.workfolder import Kit, remove_folder
-from oscar.errors import InvocationTimeout, ServiceNotFound, Unavailable
+from oscar.compute.local.workfolder import Kit, WorkFolder, remove_folder
+from oscar.errors import InvocationTimeout, ServiceNotFound, StorageError, Unavailable
+from oscar.model.object import Producer
 from oscar.model.secrets import without_secrets
 from oscar.model.service import Service
+from oscar.supervisor.answer import whole_answer
 from oscar.supervisor.plan import Mode, Plan, plan, service_environment
+from oscar.supervisor.providers import Providers
+from oscar.supervisor.stage import stage_in, stage_out
 
 PREFIX = "w-"
 SMALL = 256 * 1024
@@ -61,10 +70,26 @@ def bounds_of(service: Service, limits: Limits, cores: int) -> Bounds:
 class Workers:
     """Answers synchronous calls; see `Invokes`."""
 
-    def __init__(self, engine: Engine, folder: Path, *, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        folder: Path,
+        providers: Callable[[Run], Providers],
+        limits: Limits | None = None,
+    ) -> None:
+        """Make it inside the event loop; nothing runs before `start`.
+
+        Args:
+            engine: probed.
+            folder: of the workers alone; the engine must be able to mount folders below it.
+            providers: opens the stores of a run, with the rights of its user.
+            limits: what the installation allows.
+        """
         self._engine = engine
         self._folder = folder
         self._limits = limits or Limits()
+        self._providers = providers
+        self._host = socket.gethostname()
         self._yard = Yard(engine, folder, self._limits)
         self._stopping = False
         self._serving = 0
@@ -136,8 +161,9 @@ class Workers:
         place = await crew.acquire(run.user)
         worker = crew.worker(place)
         reusable, ended = True, False
+        said: list[str] = []
         try:
-            planned = await self._stage_in(worker, run)
+            planned = await self._stage_in(worker, run, said)
             reusable = False
             reply = await self._ask(crew, worker, run, planned)
             if reply.left:
@@ -145,7 +171,7 @@ class Workers:
                 await worker.kill()
             else:
                 reusable = True
-            return await self._stage_out(worker, planned, reply)
+            return await self._stage_out(worker, run, planned, reply, said)
         except InvocationTimeout:
             # Whoever hears of it may rely on that the script is stopped.
             ended = True
@@ -179,13 +205,19 @@ class Workers:
         own = {name: value for name, value in plan.environment.items() if known.get(name) != value}
         return await worker.ask(own, timeout=run.timeout)
 
-    async def _stage_in(self, worker: Worker | Single, run: Run) -> Plan:
-        """Write the input where the script finds it."""
-        payload = run.payload
-        size = len(payload) if isinstance(payload, bytes) else SMALL + 1
-        if size <= SMALL:
-            return self._furnish(worker, run)
-        return await asyncio.to_thread(self._furnish, worker, run)
+    async def _stage_in(self, worker: Worker | Single, run: Run, said: list[str]) -> Plan:
+        """Put the input where the script finds it."""
+        if isinstance(run.payload, bytes) and len(run.payload) <= SMALL:
+            planned = self._furnish(worker, run)
+        else:
+            planned = await asyncio.to_thread(self._furnish, worker, run)
+        if planned.downloads:
+            stores = self._providers(run)
+            try:
+                await stage_in(replace(planned, files=()), worker.folder.work, stores, said.append)
+            finally:
+                await stores.close()
+        return planned
 
     def _furnish(self, worker: Worker | Single, run: Run) -> Plan:
         payload = run.payload if isinstance(run.payload, bytes) else run.payload.read_bytes()
@@ -196,13 +228,42 @@ class Workers:
             work=worker.folder.work_inside,
             mode=Mode.SYNC,
             environment=run.environment,
+            resource_id=self._host,
         )
         for file in planned.files:
             worker.folder.put(file.path, file.content)
         return planned
 
-    async def _stage_out(self, worker: Worker | Single, plan: Plan, reply: Reply) -> Answer:
-        """Make the answer of what the script left, and upload it where the service says so."""
-        if reply.code != 0 or not worker.folder.has_output():
-            return Answer(reply.log, reply.code, reply.log)
-        return Answer(b"xx", reply.code, reply.log)
+    async def _stage_out(
+        self, worker: Worker | Single, run: Run, planned: Plan, reply: Reply, said: list[str]
+    ) -> Answer:
+        """Make the answer of what the script left, and store it where the service says so."""
+        body = reply.log
+        if reply.code == 0 and worker.folder.has_output():
+            try:
+                body = await self._collect(worker.folder, run, planned, reply, said)
+            except StorageError:
+                if os.geteuid() == 0:
+                    raise
+                # The user of the image may have written what we must not read.
+                await self._engine.own(worker.folder.work)
+                body = await self._collect(worker.folder, run, planned, reply, said)
+        log = reply.log + "".join(f"{line}\n" for line in said).encode("utf-8", "replace")
+        return Answer(body, reply.code, log)
+
+    async def _collect(
+        self, folder: WorkFolder, run: Run, planned: Plan, reply: Reply, said: list[str]
+    ) -> bytes:
+        """The answer's body from the output folder, which is also stored where the service says so."""
+        small = folder.only_small_output(SMALL) if planned.answers else None
+        if small is not None:
+            body = base64.b64encode(small)
+        else:
+            body = await whole_answer(planned, folder.work, reply.log, warn=said.append)
+        if planned.outputs:
+            stores = self._providers(run)
+            try:
+                await stage_out(planned, folder.work, stores, said.append, Producer(run.job_id, run.hops))
+            finally:
+                await stores.close()
+        return body

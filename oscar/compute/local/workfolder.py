@@ -8,6 +8,7 @@ not trusted: links are never followed.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import stat
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from oscar.compute.local import environment
 from oscar.compute.local.engine import Engine, Mount
+from oscar.errors import StorageError, StorageFull
 
 WORK = "/oscar/work"
 CONFIG = "/oscar/config"
@@ -135,6 +137,24 @@ class WorkFolder:
         with os.scandir(self.work / "out") as entries:
             return next(entries, None) is not None
 
+    def only_small_output(self, most: int) -> bytes | None:
+        """The content of the only thing in `out`, when that is a file of at most so many bytes; blocking."""
+        with os.scandir(self.work / "out") as entries:
+            first, second = next(entries, None), next(entries, None)
+        if first is None or second is not None or not first.is_file(follow_symlinks=False):
+            return None
+        try:
+            fd = os.open(first.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise StorageError(f"the output file {first.name} can't be read: {error.strerror}") from error
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+                return None
+            return os.read(fd, most)
+        finally:
+            os.close(fd)
+
     def tidy(self) -> bool | None:
         """Remove what a request left, if that is quickly done; no process of the script may be left.
 
@@ -164,8 +184,17 @@ class WorkFolder:
         """Write a file of a request, such as `in/picture.png`; blocking.
 
         Raises:
-            OSError: the disk is full, or something is there already.
+            StorageFull: the disk is full.
+            StorageError: it can't be written.
         """
+        try:
+            self._put(path, content)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise StorageFull("the disk of the server is full") from error
+            raise StorageError(f"the input can't be written: {error.strerror}") from error
+
+    def _put(self, path: str, content: bytes) -> None:
         file = self.work / path
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         fd = os.open(file, flags, 0o644)
