@@ -13,6 +13,7 @@ import typer
 
 from oscar.cli import output
 from oscar.cli.session import JsonOption
+from oscar.errors import Misuse
 
 
 def register(app: typer.Typer) -> None:
@@ -22,12 +23,40 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def serve() -> None:
-    """Run the server. Its settings are environment variables, see docs/configuration.md."""
+def serve(
+    data: Annotated[Path | None, typer.Option(help="The data folder (OSCAR_DATA).")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on (OSCAR_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="The port of the API (OSCAR_SERVICE_PORT).")] = None,
+    s3_port: Annotated[int | None, typer.Option(help="The port of the S3 server (OSCAR_S3_PORT).")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="auto, podman, docker or process (OSCAR_ENGINE).")
+    ] = None,
+    unsafe_process: Annotated[
+        bool, typer.Option("--unsafe-process", help="Let processes run without a sandbox.")
+    ] = False,
+) -> None:
+    """Run the server. All its settings are environment variables; options win over them."""
+    from pydantic import ValidationError
+
     from oscar.app import serve as start
     from oscar.settings import Settings
 
-    start(Settings())
+    given: dict[str, object] = {
+        "data": data,
+        "host": host,
+        "port": port,
+        "s3_port": s3_port,
+        "engine": engine,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if unsafe_process:
+        given["unsafe_process"] = True
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type]  # pydantic checks each of them
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise Misuse(f"setting {first['loc'][0]}: {first['msg']}") from None
+    start(settings)
 
 
 def demo(
