@@ -38,7 +38,6 @@ def serve(
     """Run the server. All its settings are environment variables; options win over them."""
     from pydantic import ValidationError
 
-    from oscar.app import serve as start
     from oscar.settings import Settings
 
     given: dict[str, object] = {
@@ -56,6 +55,8 @@ def serve(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise Misuse(f"setting {first['loc'][0]}: {first['msg']}") from None
+    from oscar.app import serve as start
+
     start(settings)
 
 
