@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+import oscar
 from oscar.errors import OscarError
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +71,10 @@ def fdl_fields() -> list[str]:
 
 
 def error_codes(kind: type[OscarError] = OscarError) -> dict[str, int]:
+    """Code and status of each error; adapters have errors of their own beside `oscar.errors`."""
+    for module in pkgutil.walk_packages(oscar.__path__, "oscar."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     codes = {kind.code: kind.status}
     for child in kind.__subclasses__():
         codes |= error_codes(child)
