@@ -84,6 +84,7 @@ def error_codes(kind: type[OscarError] = OscarError) -> dict[str, int]:
 def cli_commands() -> list[str]:
     """Each command as it is typed: `oscar service list`."""
     import typer.main
+
     from oscar.cli import app
 
     def walk(command: Any, words: str) -> Iterator[str]:
