@@ -129,6 +129,7 @@ def update(
 @group.command("rm", hidden=True)
 def delete(
     names: Annotated[list[str], typer.Argument(metavar="BUCKET...", help="The buckets' names.")],
+    force: Annotated[bool, typer.Option("--force", help="With all that they hold.")] = False,
     cluster: ClusterOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -138,7 +139,7 @@ def delete(
     async def work() -> None:
         async with server:
             for name in names:
-                await server.delete_bucket(name)
+                await server.delete_bucket(name, force=force)
                 typer.echo(f"{name} removed")
 
     run(work())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -29,7 +29,7 @@ from oscar.cli.session import (
     find,
     run,
 )
-from oscar.client import Client
+from oscar.client import Client, Result
 from oscar.errors import BadRequest, Misuse
 from oscar.model import fdl
 
@@ -306,14 +306,26 @@ async def _call(
 ) -> None:
     async with server:
         result = await server.run(service, body, token=token, raw=raw, timeout=timeout, owner=owner)
+    if result.exit_code:
+        _failed(service, result, as_json=as_json)
     if out:
         out.write_bytes(result.body)
         output.say(f"{output.size(len(result.body))} written to {out}")
     if as_json:
         text = result.raw.decode(errors="replace")
-        output.as_json({"output": text, "decoded": result.decoded, "bytes": len(result.body)})
+        output.as_json({"output": text, "base64": result.decoded, "exit_code": 0})
     elif not out:
         output.raw(result.body)
+
+
+def _failed(service: str, result: Result, *, as_json: bool) -> NoReturn:
+    log = result.body.decode(errors="replace")
+    if as_json:
+        output.as_json({"output": log, "base64": False, "exit_code": result.exit_code})
+    else:
+        output.say(log.rstrip("\n"))
+        output.say(f"{service} failed with exit code {result.exit_code}")
+    raise typer.Exit(1)
 
 
 def payload(file: str | None, text: str | None) -> bytes:

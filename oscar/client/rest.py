@@ -35,19 +35,25 @@ from oscar.model.storage import MinIOProvider
 TIMEOUT = 60.0
 """Seconds that an answer may take, except of calls that run a function."""
 LONG_POLL = 30.0
+EXIT_CODE = "X-Oscar-Exit-Code"
+"""Header of the answer to a call whose script failed."""
+OUTPUT = "X-Oscar-Output"
+"""Header that tells an answer that is the log from one that is base64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a synchronous call gave: `body` decoded, `raw` as it came.
 
-    One output file is its content, several are a zip archive, none is the log. `decoded` tells whether the
-    answer was base64 at all.
+    One output file is its content, several are a zip archive, none is the log; so it is when the script failed.
+    `decoded` tells whether the answer was base64 at all.
     """
 
     body: bytes
     raw: bytes
     decoded: bool
+    exit_code: int = 0
+    """The script's own; the service did what it could."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +221,7 @@ class Client:
         owner: str | None = None,
         timeout: float | None = None,
     ) -> Result:
-        """Run a service's script on some input and wait for what it gives.
+        """Run a service's script on some input and wait for what it gives, be it an exit code other than 0.
 
         Args:
             service: its name.
@@ -236,8 +242,12 @@ class Client:
             headers={"Content-Type": "application/octet-stream"},
             params=_given(owner=owner),
             timeout=httpx2.Timeout(timeout, connect=10.0),
+            good=lambda answer: EXIT_CODE in answer.headers,
         )
-        decoded = _decoded(response.content)
+        if EXIT_CODE in response.headers:
+            code = int(response.headers[EXIT_CODE])
+            return Result(response.content, response.content, decoded=False, exit_code=code)
+        decoded = None if response.headers.get(OUTPUT) == "log" else _decoded(response.content)
         if decoded is None:
             return Result(response.content, response.content, decoded=False)
         return Result(decoded, response.content, decoded=True)
@@ -282,20 +292,19 @@ class Client:
         return Submitted.model_validate({"service": service, **data})
 
     async def _call(self, where: str, service: str, *, token: str | None, **options: Any) -> httpx2.Response:
-        """POST with the token of the service, which OSCAR 4 asks for even of the administrator."""
-        if token or self._wire.bearer:
-            return await self._wire.request("POST", where, bearer=token, **options)
-        known = self._service_tokens.get(service)
-        if known:
-            try:
-                return await self._wire.request("POST", where, bearer=known, **options)
-            except Unauthorized:
-                del self._service_tokens[service]
+        """POST with one's own account, else (OSCAR 4 takes no password here) with the service's token."""
+        bearer = token or self._service_tokens.get(service)
+        try:
+            return await self._wire.request("POST", where, bearer=bearer, **options)
+        except Unauthorized:
+            if token or self._wire.bearer:
+                raise
+            self._service_tokens.pop(service, None)
         owner = options.get("params", {}).get("owner")
         found = str((await self.definition(service, owner=owner)).get("token") or "")
-        if found:
-            self._service_tokens[service] = found
-        return await self._wire.request("POST", where, bearer=found or None, **options)
+        answer = await self._wire.request("POST", where, bearer=found or None, **options)
+        self._service_tokens[service] = found
+        return answer
 
     # --- jobs ---
 
@@ -405,9 +414,14 @@ class Client:
         """Change who sees a bucket. Raises `BucketNotFound`, `Forbidden`."""
         await self._wire.request("PUT", "/system/buckets", json=_bucket(name, visibility, allowed_users))
 
-    async def delete_bucket(self, name: str) -> None:
-        """Remove a bucket. Raises `BucketNotFound`, `Forbidden`, `BucketNotEmpty`."""
-        await self._wire.request("DELETE", path("system", "buckets", name))
+    async def delete_bucket(self, name: str, *, force: bool = False) -> None:
+        """Remove an empty bucket; with `force`, with all that it holds.
+
+        Raises:
+            BucketNotFound, Forbidden, BucketNotEmpty.
+        """
+        params = {"force": "true"} if force else {}
+        await self._wire.request("DELETE", path("system", "buckets", name), params=params)
 
     async def presign(
         self,
@@ -454,8 +468,11 @@ def _body(service: Service | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(response: httpx2.Response) -> list[str]:
-    data = response.json() if response.content.startswith(b"{") else {}
-    return [str(warning) for warning in data.get("warnings") or []]
+    if response.content.startswith(b"{"):
+        return [str(warning) for warning in response.json().get("warnings") or []]
+    # An answer without content carries them in a header.
+    header = response.headers.get("X-Oscar-Warnings", "")
+    return [warning for warning in header.split("; ") if warning]
 
 
 def _bucket(name: str, visibility: str, allowed_users: Sequence[str]) -> dict[str, Any]:

@@ -53,17 +53,24 @@ class Wire:
         await self._http.aclose()
 
     async def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        """Ask, and give back a good answer. Options are those of `httpx2.AsyncClient.request`, and `bearer`.
+        """Ask, and give back a good answer.
+
+        Args:
+            method: HTTP's.
+            path: below the endpoint.
+            options: those of `httpx2.AsyncClient.request`; `bearer`, a token in the place of the pool's
+                account; `good`, tells of an answer with an error's status whether it is a good one.
 
         Raises:
             Unreachable: there is no answer.
             OscarError: the server's error.
         """
+        good = options.pop("good", None)
         try:
             response = await self._http.request(method, path, **self._options(options))
         except httpx2.TransportError as error:
             raise self._unreachable(error) from error
-        if response.is_error:
+        if response.is_error and not (good and good(response)):
             raise from_answer(response.status_code, response.content, response.headers)
         return response
 
