@@ -55,7 +55,7 @@ def serve(
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise Misuse(f"setting {first['loc'][0]}: {first['msg']}") from None
-    from oscar.app import serve as start
+    from oscar.app.serve import serve as start
 
     start(settings)
 
