@@ -23,7 +23,7 @@ from oscar.compute.local.docker_logs import DockerLogs
 from oscar.compute.local.engine import Exit, Facts, Sandbox
 from oscar.compute.local.kernel_log import oom_killed
 from oscar.compute.local.processes import make_readable
-from oscar.errors import EngineError, ImageError, InvalidField
+from oscar.errors import EngineError, EngineMissing, ImageError, InvalidField
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 # https://pkg.go.dev/github.com/distribution/reference: a host with an optional port, path, tag, digest. Anything
@@ -33,6 +33,7 @@ _IMAGE = re.compile(
     r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[A-Za-z0-9]+:[0-9a-fA-F]{32,})?"
 )
 _PULL_LIMIT = 3600.0
+_LOOK_PAUSE = 2.0
 _LOG_LABEL = "oscar.log"
 _UNSTARTED = frozenset({"created", "configured", "initialized"})
 _OVER = frozenset({"exited", "stopped", "dead"})
@@ -84,6 +85,22 @@ class Containers:
         await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True, mode=0o700)
         self.facts = await examine(self.cli, self.folder)
         return f"{self.facts.version} ({self.facts.detail})"
+
+    async def resume(self, facts: Facts) -> None:
+        """Take over what an earlier `probe` found; only whether the engine answers is tried.
+
+        Raises:
+            EngineMissing: it does not.
+        """
+        await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+        said = await self.cli.run(
+            "version",
+            "--format",
+            "{{.Client.Version}}{{.Server.Version}}" if self.name == "docker" else "{{.Client.Version}}",
+        )
+        if said.code != 0:
+            raise EngineMissing(f"{self.name} does not answer: {said.words}")
+        self.facts = facts
 
     # Images.
 
@@ -180,7 +197,7 @@ class Containers:
 
     async def _failed(self, sandbox: Sandbox, said: Said) -> None:
         """A start that failed: silent when the container is there all the same, else it certainly did not start."""
-        look = await self._look(sandbox.name)
+        look = await self._insist_look(sandbox.name)
         if look is not None and not look.ours:
             raise EngineError(f"there is a container {sandbox.name} that is not ours")
         if look is None or look.status in _UNSTARTED:
@@ -314,6 +331,14 @@ class Containers:
         status, code, oom, finished, number, installation, log = said.out.strip().split("|", 6)
         ours = installation == self._installation
         return _Look(status, int(code), oom == "true", finished, ours, log, number)
+
+    async def _insist_look(self, name: str) -> _Look | None:
+        """A look, however long it takes until the engine answers: not to know is not to have failed."""
+        while True:
+            try:
+                return await self._look(name)
+            except EngineError:
+                await asyncio.sleep(_LOOK_PAUSE)
 
     async def _remove_unstarted(self, name: str) -> bool:
         """Remove a container that was made but not started; False when it runs after all.

@@ -50,12 +50,18 @@ def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time:
     replace(task["folder"] + "/pid", me + " 0\n")
     output, theirs = os.pipe()
     status, child_status = os.pipe()
+    wait, go = os.pipe()
     child = os.fork()
     if child == 0:
-        become(task, theirs, child_status)
+        os.close(go)
+        if os.read(wait, 1):
+            become(task, theirs, child_status)
+        os._exit(127)
     os.close(theirs)
     os.close(child_status)
+    # The child waits for this, because without it nobody could end it.
     replace(task["folder"] + "/pid", f"{me} {child}\n")
+    os.write(go, b"1")
     os.write(1, b"started")
     null = os.open("/dev/null", os.O_RDWR)
     for stream in (0, 1, 2):
