@@ -1,7 +1,7 @@
 """Who may do what: pure functions of a caller, an action and a thing's owner and visibility.
 
-Called by `core.services`, `core.jobs` and `core.storage`. What a caller may not see does not exist for him (404), what he
-sees but may not change is refused (403).
+Called by `core.services`, `core.jobs` and `core.storage`. What a caller may not see does not exist for him (404),
+what he sees but may not change is refused (403).
 """
 
 from __future__ import annotations

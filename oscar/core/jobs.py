@@ -1,7 +1,6 @@
 """Jobs: accept, look up, wait, cancel, run again, delete, logs.
 
-Called by `api.jobs` and, for objects, by `state.objects` through `jobs_for_object` (app.py wires it). Calls
-`state.jobs`; the dispatcher does the rest.
+Called by `api.jobs`. Calls `core.services`, `state.jobs` and the engine's logs; the dispatcher does the rest.
 """
 
 from __future__ import annotations
@@ -9,97 +8,32 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from oscar.auth.rules import Action
 from oscar.compute.base import LogLine
 from oscar.core import callbacks, services
+from oscar.core.events import new_id
 from oscar.core.platform import Platform
 from oscar.core.services import Known
 from oscar.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, JobNotFound, RunNotFound
-from oscar.model.event import decode, event_key, hops, is_replication, matches, minio_event, split, triggers
-from oscar.model.job import ACTIVE, FINAL, MAX_HOPS, Job, JobState, NewJob, run_name
-from oscar.model.object import Object, Producer
-from oscar.model.record import HOPS_METADATA
+from oscar.model.event import decode, hops, is_replication, split
+from oscar.model.job import ACTIVE, FINAL, Job, JobState, NewJob, run_name
 from oscar.model.user import Caller, Entrance
 
 INLINE_PAYLOAD = 64 * 1024
 """Bytes of a body that still go into the job's row."""
 
 LONGEST_WAIT = 300.0
-_NAME_ROOM = 24
-_SHORT_NAME = 16
 _WAIT = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
-
-
-def new_id(service_name: str) -> str:
-    """A job's id, as upstream names jobs: `<service>-<uuid4>`, the service cut to 16 characters if it has 25."""
-    name = service_name if len(service_name) <= _NAME_ROOM else service_name[:_SHORT_NAME]
-    return f"{name}-{uuid.uuid4()}"
-
-
-class Listener(Protocol):
-    """A service that listens on a bucket, as the Store finds it in the transaction of a write."""
-
-    @property
-    def service_id(self) -> str: ...  # noqa: D102
-    @property
-    def service_name(self) -> str: ...  # noqa: D102
-    @property
-    def owner(self) -> str: ...  # noqa: D102
-    @property
-    def prefix(self) -> str: ...  # noqa: D102
-
-
-def jobs_for_object(
-    obj: Object,
-    event: str,
-    producer: Producer | None,
-    source_ip: str,
-    listeners: Iterable[Listener],
-    *,
-    region: str = "",
-) -> list[NewJob]:
-    """The jobs that a written object starts: one for each service that listens on its folder."""
-    found = [listener for listener in listeners if matches(listener.prefix, obj.key)]
-    if not found:
-        return []
-    payload = json.dumps(
-        minio_event(obj, event_name=event, region=region, source_ip=source_ip),
-        ensure_ascii=False,
-        separators=(",", ":"),
-    ).encode()
-    decoded = decode(payload)
-    if not all(triggers(record) for record in decoded.records):
-        return []
-    count = producer.hops if producer else _number(obj.metadata.get(HOPS_METADATA))
-    jobs = {
-        listener.service_id: NewJob(
-            id=new_id(listener.service_name),
-            service_id=listener.service_id,
-            service_name=listener.service_name,
-            owner=listener.owner,
-            user=obj.owner or listener.owner,
-            kind="event",
-            payload=payload,
-            event_key=event_key(listener.service_id, decoded.records[0]),
-            hops=count,
-        )
-        for listener in found
-    }
-    return list(jobs.values())
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +175,8 @@ async def wait(
         deadline = loop.time() + min(seconds, LONGEST_WAIT)
         while job.state not in FINAL and (left := deadline - loop.time()) > 0:
             # Another server may settle it, which no event of ours tells: look again now and then.
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(event.wait(), min(left, 2.0))
-            except TimeoutError:
-                pass
             job = await find(p, caller, name, job_id, owner=owner)
         return job
     finally:
@@ -469,8 +401,3 @@ async def _news(p: Platform, job: Job) -> None:
         pass
     finally:
         p.signals.unwatch(job.id, event)
-
-
-def loops(job: Job) -> bool:
-    """Whether too many functions in a row led to the job."""
-    return job.hops > MAX_HOPS

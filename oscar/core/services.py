@@ -141,7 +141,7 @@ async def find(p: Platform, caller: Caller, name: str, *, action: Action, owner:
         BadRequest: several owners have one of that name and `owner` does not choose.
     """
     rows = await p.services.get(name, owner)
-    known = [parsed(p, row) for row in rows]
+    known = [parsed(row) for row in rows]
     allowed = [one for one in known if may(caller, action, one.thing)]
     if len(allowed) == 1:
         return allowed[0]
@@ -162,10 +162,10 @@ async def find(p: Platform, caller: Caller, name: str, *, action: Action, owner:
 async def by_id(p: Platform, service_id: str) -> Known | None:
     """The service of a job; None when it was deleted."""
     row = await p.services.by_id(service_id)
-    return parsed(p, row) if row else None
+    return parsed(row) if row else None
 
 
-def parsed(p: Platform, row: ServiceRow) -> Known:
+def parsed(row: ServiceRow) -> Known:
     """A row with its definition parsed and its secrets filled in."""
     service = Service.model_validate(json.loads(row.definition))
     service = with_secrets(service, row.secrets or {})
@@ -179,7 +179,7 @@ async def apply_all(p: Platform) -> None:
         if full is None:
             continue
         try:
-            await p.compute.apply(parsed(p, full).service)
+            await p.compute.apply(parsed(full).service)
         except OscarError as error:
             log.warning("service not prepared", service=row.name, error=error.message)
 

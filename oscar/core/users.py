@@ -60,4 +60,4 @@ async def _bearer(p: Platform, token: str) -> Caller:
 async def credential(p: Platform, caller: Caller) -> Credential:
     """The caller's S3 keys, made at first sight."""
     await p.users.ensure(caller.id, name=caller.name)
-    return await p.users.credential_of(caller.id, admin=caller.admin)
+    return await p.buckets.credential_of(caller.id)

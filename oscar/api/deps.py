@@ -1,0 +1,105 @@
+"""What every route needs of a request: the platform, the caller, the body.
+
+Called by the other modules of `api`; calls `core.users.identify`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, Query, Request
+from fastapi.responses import JSONResponse
+
+from oscar.core import users
+from oscar.core.platform import Platform
+from oscar.errors import BadRequest, BodyTooLarge
+from oscar.model.user import Caller
+
+DEFINITION_LIMIT = 4 * 1024 * 1024
+"""Bytes of a JSON document that describes something (a service, a bucket)."""
+
+
+def get_platform(request: Request) -> Platform:
+    """The platform that `app.py` put into the application."""
+    return cast("Platform", request.app.state.platform)
+
+
+async def get_caller(request: Request) -> Caller:
+    """Who calls; refuses with 401 before anything else is looked at."""
+    return await users.identify(get_platform(request), request.headers.get("authorization"))
+
+
+P = Annotated[Platform, Depends(get_platform)]
+C = Annotated[Caller, Depends(get_caller)]
+Owner = Annotated[str | None, Query(description="Chooses between services of one name under several owners")]
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body, at most `limit` bytes.
+
+    Raises:
+        BodyTooLarge: it is larger; as soon as that is known.
+    """
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise _too_large(limit)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The body is larger than the limit of {limit} bytes",
+        field="body",
+        fix="upload it to the service's input bucket instead, or have OSCAR_MAX_BODY_MB raised",
+    )
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The body as a JSON object.
+
+    Raises:
+        BadRequest: it is none; says where.
+    """
+    body = await read_body(request, DEFINITION_LIMIT)
+    try:
+        value = json.loads(body)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"The body is not JSON: {error}", field="body", fix="send a JSON object") from None
+    if not isinstance(value, dict):
+        raise BadRequest("The body must be a JSON object", field="body", fix="send a JSON object")
+    return value
+
+
+def warned(warnings: list[str], status: int) -> JSONResponse:
+    """An answer with warnings for the author of a definition."""
+    return JSONResponse({"warnings": warnings}, status_code=status)
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Error answers of a route, for the OpenAPI document."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": _WORDS[status], "content": content} for status in statuses}
+
+
+_WORDS = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    409: "Conflict",
+    413: "Body Too Large",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    502: "The engine or a storage provider failed",
+    503: "Service Unavailable",
+    504: "Timeout",
+    507: "Disk Full",
+}

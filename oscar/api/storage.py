@@ -1,0 +1,116 @@
+"""Routes of buckets: `/system/buckets`. Calls `core.storage`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, Field
+
+from oscar.api.deps import C, P, problems
+from oscar.core import storage
+from oscar.core.jobs import rfc3339
+
+router = APIRouter(tags=["buckets"])
+
+
+class BucketRequest(BaseModel):
+    """A bucket as clients define it: `utils.MinIOBucket`."""
+
+    bucket_name: str
+    visibility: str = ""
+    allowed_users: list[str] | None = None
+
+
+class PresignRequest(BaseModel):
+    """What a link shall allow: `buckets.PresignRequest`. Times in seconds."""
+
+    object_key: str
+    operation: str
+    expires_in: int = 0
+    expires: int = Field(default=0, description="As the Python client of OSCAR calls `expires_in`")
+    content_type: str = ""
+    extra_headers: dict[str, str] | None = None
+
+
+@router.get("/system/buckets", summary="List buckets", responses=problems(401, 403))
+async def list_buckets(p: P, caller: C) -> list[dict[str, Any]]:
+    return await storage.list_all(p, caller)
+
+
+@router.post(
+    "/system/buckets", summary="Create bucket", status_code=201, responses=problems(400, 401, 403, 507)
+)
+async def create_bucket(p: P, caller: C, bucket: BucketRequest) -> Response:
+    await storage.create(
+        p,
+        caller,
+        name=bucket.bucket_name,
+        visibility=bucket.visibility,
+        allowed_users=bucket.allowed_users or (),
+    )
+    return Response(status_code=201)
+
+
+@router.put(
+    "/system/buckets", summary="Update bucket", status_code=204, responses=problems(400, 401, 403, 404)
+)
+async def update_bucket(p: P, caller: C, bucket: BucketRequest) -> Response:
+    await storage.update(
+        p,
+        caller,
+        name=bucket.bucket_name,
+        visibility=bucket.visibility,
+        allowed_users=bucket.allowed_users or (),
+    )
+    return Response(status_code=204)
+
+
+@router.get("/system/buckets/{bucket}", summary="Get bucket details", responses=problems(400, 401, 403, 404))
+async def read_bucket(
+    p: P,
+    caller: C,
+    bucket: str,
+    page: Annotated[str | None, Query(description="`next_page` of the page before")] = None,
+) -> dict[str, Any]:
+    return await storage.read(p, caller, bucket, page=page)
+
+
+@router.delete(
+    "/system/buckets/{bucket}",
+    summary="Delete bucket",
+    status_code=204,
+    responses=problems(400, 401, 403, 404, 409),
+)
+async def delete_bucket(
+    p: P, caller: C, bucket: str, force: Annotated[bool, Query(description="Also what it holds")] = False
+) -> Response:
+    await storage.delete(p, caller, bucket, force=force)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/system/buckets/{bucket}/presign",
+    summary="Generate presigned URL",
+    responses=problems(400, 401, 403, 404),
+)
+async def presign(p: P, caller: C, bucket: str, request: PresignRequest) -> dict[str, Any]:
+    method, url, seconds, headers = await storage.presign(
+        p,
+        caller,
+        bucket,
+        key=request.object_key,
+        operation=request.operation,
+        expires=request.expires_in or request.expires,
+        content_type=request.content_type,
+        extra_headers=request.extra_headers,
+    )
+    return {
+        "url": url,
+        "method": method,
+        "object_key": request.object_key,
+        "operation": request.operation,
+        "headers": headers,
+        "expires_at": rfc3339(int((time.time() + seconds) * 1000)),
+    }

@@ -1,0 +1,114 @@
+"""The S3 server's process: `python -m oscar.app.s3 LISTEN_FD PARENT_FD`, started by `oscar.app.serve`.
+
+Its own process, so that large transfers never delay a call. A byte on the parent's socket says that jobs may have been
+enqueued; the end of that socket says that the parent is gone, and so this process ends too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+import sys
+
+import uvicorn
+
+from oscar import telemetry
+from oscar.auth.s3 import check_policy, may_create, may_s3
+from oscar.core.events import jobs_for_object
+from oscar.objects.embedded.blobs import Blobs
+from oscar.objects.embedded.server import S3App
+from oscar.settings import Settings
+from oscar.state.objects import Objects
+from oscar.state.secrets import Sealer, load_keys
+from oscar.state.store import Store
+
+MIB = 1024 * 1024
+
+
+def open_store(settings: Settings) -> Store:
+    """The Store of these settings, for this process."""
+    return Store(settings.database, Sealer(load_keys(settings.secret_key, settings.data / "secret-key")))
+
+
+def open_objects(settings: Settings, store: Store) -> Objects:
+    """The rows of objects, with the rule that makes jobs of them."""
+    return Objects(store, functools.partial(jobs_for_object, region=settings.minio_region))
+
+
+def open_blobs(settings: Settings) -> Blobs:
+    """The bodies of objects."""
+    return Blobs(settings.data / "blobs", reserve=settings.disk_reserve * MIB)
+
+
+class Wake:
+    """Tells the parent that jobs may wait; never blocks, one byte is enough for any number of news."""
+
+    def __init__(self, parent: socket.socket) -> None:
+        """Write to that socket."""
+        self._parent = parent
+
+    def __call__(self) -> None:
+        """Tell."""
+        # A full buffer means that the parent has news to read anyway; a broken pipe ends this process soon.
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            self._parent.send(b"j")
+
+
+async def _serve(listen: socket.socket, parent: socket.socket) -> None:
+    settings = Settings()
+    telemetry.configure(level=settings.log_level, json=settings.log_json)
+    store = open_store(settings)
+    blobs = open_blobs(settings)
+    parent.setblocking(False)
+    app = S3App(
+        open_objects(settings, store),
+        blobs,
+        may_s3,
+        check_policy=check_policy,
+        may_create=may_create,
+        region=settings.minio_region,
+        on_commit=Wake(parent),
+        domain=settings.s3_domain or None,
+        cors_origins=settings.s3_cors_origins,
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            loop="uvloop",
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            timeout_graceful_shutdown=max(1, int(settings.drain)),
+            server_header=False,
+            date_header=True,
+        )
+    )
+    loop = asyncio.get_running_loop()
+
+    def parent_says() -> None:
+        if not parent.recv(16):
+            server.should_exit = True
+            loop.remove_reader(parent)
+
+    loop.add_reader(parent, parent_says)
+    try:
+        await server.serve(sockets=[listen])
+    finally:
+        blobs.close()
+        store.close()
+
+
+def main() -> None:
+    """Serve until the parent is gone or a signal says stop."""
+    import uvloop
+
+    listen, parent = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    uvloop.run(_serve(listen, parent))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""`oscar serve`: the API with its dispatcher in this process, the S3 server in a child.
+
+Called by the CLI (and by it for `oscar demo`). Both listening sockets are opened here, so that a port in use is said at
+once; the child inherits its own and a socket pair over which it wakes the dispatcher. SIGTERM drains both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from oscar import telemetry
+from oscar.errors import Conflict, OscarError
+from oscar.settings import Settings
+
+log = telemetry.get("serve")
+
+_BIND_S = 5.0
+_RESTART_S = 1.0
+CLIENT_FILE = "client.json"
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal says stop.
+
+    Raises:
+        Conflict: another server works on the data folder, or a port is taken.
+    """
+    import uvloop
+
+    telemetry.configure(level=settings.log_level, json=settings.log_json)
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _locked(settings.data):
+        api = _listen(settings.host, settings.port, "OSCAR_SERVICE_PORT")
+        s3 = _listen(settings.host, settings.s3_port, "OSCAR_S3_PORT")
+        uvloop.run(_serve(_addressed(settings, api, s3), api, s3))
+
+
+def _addressed(settings: Settings, api: socket.socket, s3: socket.socket) -> Settings:
+    """The settings with the addresses that clients reach, once the ports are known."""
+    host = settings.host
+    if host in {"0.0.0.0", "::"}:  # noqa: S104 - asked for by the setting
+        host = socket.gethostname()
+    shown = f"[{host}]" if ":" in host else host
+    return settings.model_copy(
+        update={
+            "url": settings.url or f"http://{shown}:{api.getsockname()[1]}",
+            "minio_endpoint": settings.minio_endpoint or f"http://{shown}:{s3.getsockname()[1]}",
+        }
+    )
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    # One server a data folder: that is what lets it take over all leases at start.
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Conflict(
+            f"Another server works on {folder}", field="OSCAR_DATA", fix="stop it, or set another data folder"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _listen(host: str, port: int, setting: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # A server that was just killed may leave its child a moment longer on the port.
+    deadline = time.monotonic() + _BIND_S
+    while True:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(2048)
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            raise Conflict(
+                f"Can't listen on {host}:{port}: {error.strerror}", field=setting, fix="choose another port"
+            ) from None
+        return listener
+
+
+async def _serve(settings: Settings, api: socket.socket, s3: socket.socket) -> None:
+    from oscar.app.api import build
+
+    application, wake = build(settings)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application,
+            http="httptools",
+            loop="uvloop",
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=max(1, int(settings.drain)),
+            server_header=False,
+        )
+    )
+    child = asyncio.create_task(_keep_s3(settings, s3, wake))
+    _write_client_file(settings)
+    log.info("serving", api=settings.url, s3=settings.minio_endpoint, docs=f"{settings.url}/docs")
+    try:
+        await server.serve(sockets=[api])
+    finally:
+        child.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await child
+    if not server.started:
+        raise OscarError("The server could not start; the reason is in the log above")
+
+
+def _write_client_file(settings: Settings) -> None:
+    """How the CLI on this machine finds the server; readable by its user only."""
+    path = settings.data / CLIENT_FILE
+    draft = path.with_name(f"{CLIENT_FILE}.new")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+        json.dump(
+            {
+                "endpoint": settings.url,
+                "user": settings.username,
+                "password": settings.admin_password(),
+                "s3": settings.minio_endpoint,
+            },
+            out,
+        )
+    draft.replace(path)
+
+
+async def _keep_s3(settings: Settings, listener: socket.socket, wake: asyncio.Event) -> None:
+    """Keep the S3 server's process alive; ends it when cancelled."""
+    environment = {**os.environ, "OSCAR_DATA": str(settings.data)}
+    while True:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "oscar.app.s3",
+                str(listener.fileno()),
+                str(theirs.fileno()),
+                pass_fds=(listener.fileno(), theirs.fileno()),
+                env=environment,
+                start_new_session=True,
+            )
+            theirs.close()
+            ours.setblocking(False)
+            listening = asyncio.create_task(_news(ours, wake))
+            try:
+                status = await process.wait()
+            except asyncio.CancelledError:
+                # The end of its socket tells it to drain; it ends by itself.
+                listening.cancel()
+                ours.close()
+                await _drained(process, settings.drain)
+                raise
+            listening.cancel()
+        log.error("the S3 server ended; it is started again", status=status)
+        await asyncio.sleep(_RESTART_S)
+
+
+async def _drained(process: asyncio.subprocess.Process, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(process.wait(), seconds + 2)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def _news(ours: socket.socket, wake: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    while await loop.sock_recv(ours, 4096):
+        wake.set()

@@ -1,0 +1,262 @@
+"""The dispatcher: from the queue to the engine and back. claim -> submit -> observe -> settle.
+
+Started by `app.py`; the only caller of `compute.submit`, `cancel` and `forget`. It keeps nothing that a restart would
+lose: what it holds in memory is a copy of leased rows, taken again at start. Several dispatchers on one Store share
+the queue by leases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Awaitable, Callable
+
+from oscar import telemetry
+from oscar.compute.base import Phase, Run, RunState
+from oscar.core import callbacks, jobs, services
+from oscar.core.platform import Platform
+from oscar.errors import BadRequest, OscarError, RunNotFound
+from oscar.model.job import FINAL, MAX_HOPS, Job, JobState, RetryPolicy, Trouble, judge
+
+log = telemetry.get("dispatcher")
+
+LEASE_S = 30.0
+_RENEW_S = 10.0
+_LOOK_S = 5.0
+_TIDY_S = 300.0
+
+_PHASES = {
+    Phase.SUBMITTED: JobState.SUBMITTED,
+    Phase.RUNNING: JobState.RUNNING,
+    Phase.SETTLING: JobState.SETTLING,
+}
+
+
+class Dispatcher:
+    """One dispatcher. `run` works until it is cancelled; the engine's runs go on without it."""
+
+    def __init__(self, platform: Platform, *, alone: bool) -> None:
+        """Work for that platform.
+
+        Args:
+            platform: ports.
+            alone: no other server works on this Store, so that all leases may be taken over at start.
+        """
+        self._p = platform
+        self._alone = alone
+        self._id = f"{platform.installation}-{uuid.uuid4().hex[:8]}"
+        self._held: dict[str, Job] = {}
+        self._early: dict[str, RunState] = {}
+        self._policies: dict[str, RetryPolicy] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Dispatch until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._observe())
+            await self._adopt(everything=self._alone)
+            group.create_task(self._claim())
+            group.create_task(self._every(_RENEW_S, self._renew))
+            group.create_task(self._every(_LOOK_S, self._deliver))
+            group.create_task(self._every(_TIDY_S, self._tidy))
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await self._guarded(work())
+
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        # Trouble of the database or the engine passes; the next round tries again.
+        try:
+            await work
+        except OscarError as error:
+            log.warning("dispatcher trouble", error=error.message, code=error.code)
+            await asyncio.sleep(1.0)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Queue -> engine
+
+    async def _claim(self) -> None:
+        wake = self._p.signals.work
+        while True:
+            wake.clear()
+            await self._guarded(self._fill())
+            await self._guarded(self._cancel())
+            wait = await self._idle_time()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(wake.wait(), wait)
+
+    async def _idle_time(self) -> float:
+        try:
+            soonest = await self._p.jobs.next_try()
+        except OscarError:
+            return 1.0
+        # Jobs that are due wait for a place: the end of another job wakes us.
+        return _LOOK_S if soonest is None or soonest <= 0 else min(soonest / 1000, _LOOK_S)
+
+    async def _fill(self) -> None:
+        while True:
+            claimed = await self._p.jobs.claim(self._id, total=self._p.settings.running_limit, lease=LEASE_S)
+            for job in claimed:
+                self._held[job.run_name] = job
+                self._spawn(self._submit(job, adopt=False))
+            if not claimed:
+                return
+
+    async def _submit(self, job: Job, *, adopt: bool) -> None:
+        known = await services.by_id(self._p, job.service_id)
+        if known is None:
+            await self._settle(
+                job, RunState(job.run_name, Phase.DONE, Trouble.CANCELLED, "The service was deleted")
+            )
+            return
+        service = known.service
+        self._policies[job.run_name] = service.retry_policy()
+        if job.hops > MAX_HOPS:
+            message = f"More than {MAX_HOPS} functions in a row led here: the services trigger one another in a circle"
+            await self._settle(
+                job, RunState(job.run_name, Phase.DONE, Trouble.REFUSED, message), reason="event_loop"
+            )
+            return
+        run = Run(
+            name=job.run_name,
+            job_id=job.id,
+            attempt=job.attempt,
+            service=service,
+            payload=self._p.payloads.path(job.payload_ref) if job.payload_ref else job.payload or b"",
+            hops=job.hops,
+            user=job.user,
+            timeout=service.timeout_seconds,
+        )
+        try:
+            await self._p.compute.submit(run, adopt=adopt)
+        except RunNotFound:
+            message = "The engine lost the run; whether the script had ended is not known"
+            await self._settle(job, RunState(job.run_name, Phase.DONE, Trouble.LOST, message))
+            return
+        except BadRequest as error:
+            await self._settle(job, RunState(job.run_name, Phase.DONE, Trouble.REFUSED, error.message))
+            return
+        except OscarError as error:
+            await self._settle(job, RunState(job.run_name, Phase.DONE, Trouble.OUR, error.message))
+            return
+        if job.state is JobState.SUBMITTING:
+            await self._p.jobs.advance(job, JobState.SUBMITTED)
+        if job.cancel_requested:
+            await self._p.compute.cancel(job.run_name)
+
+    async def _cancel(self) -> None:
+        for job in await self._p.jobs.cancellations(self._id):
+            await self._p.compute.cancel(job.run_name)
+
+    # Restart
+
+    async def _adopt(self, *, everything: bool) -> None:
+        for job in await self._p.jobs.take_over(self._id, lease=LEASE_S, everything=everything):
+            self._held[job.run_name] = job
+            early = self._early.pop(job.run_name, None)
+            if early and early.phase is Phase.DONE:
+                self._spawn(self._settle(job, early))
+                continue
+            # What was only being submitted has certainly not been reported to anybody: the engine sees by the name
+            # whether it knows it. All later states were.
+            self._spawn(self._submit(job, adopt=job.state is not JobState.SUBMITTING))
+            if early:
+                self._spawn(self._on_state(early))
+
+    async def _renew(self) -> None:
+        await self._p.jobs.renew(self._id, lease=LEASE_S)
+        if not self._alone:
+            await self._adopt(everything=False)
+
+    # Engine -> queue
+
+    async def _observe(self) -> None:
+        async for state in self._p.compute.observe():
+            if state.name in self._held:
+                self._spawn(self._on_state(state))
+            else:
+                self._early[state.name] = state
+                if state.phase is Phase.DONE:
+                    self._spawn(self._forget_unknown(state.name))
+
+    async def _forget_unknown(self, name: str) -> None:
+        # A run that ended and whose row is settled or gone: the crash came between settling and forgetting.
+        job = await self._p.jobs.get(name.rpartition("-")[0])
+        if job is None or job.run_name != name or job.state in FINAL or job.state is JobState.QUEUED:
+            self._early.pop(name, None)
+            await self._p.compute.forget(name)
+
+    async def _on_state(self, state: RunState) -> None:
+        job = self._held.get(state.name)
+        if job is None:
+            return
+        if state.phase is Phase.DONE:
+            await self._settle(job, state)
+        else:
+            await self._p.jobs.advance(job, _PHASES[state.phase], started=state.started)
+
+    async def _settle(self, job: Job, state: RunState, *, reason: str | None = None) -> None:
+        policy = await self._policy(job)
+        ours = job.our_failures + (state.trouble is Trouble.OUR)
+        script = job.script_failures + (state.trouble in {Trouble.SCRIPT, Trouble.TIMEOUT, Trouble.LOST})
+        verdict = judge(state.trouble, policy=policy, script_failures=script, our_failures=ours)
+        settled = await self._recorded(
+            lambda: self._p.jobs.settle(
+                job,
+                verdict,
+                reason=reason or (state.trouble.value if state.trouble else None),
+                message=state.message,
+                exit_code=state.exit_code,
+                started=state.started,
+                finished=state.finished,
+                script_failures=script,
+                our_failures=ours,
+            )
+        )
+        self._held.pop(job.run_name, None)
+        if not settled:
+            log.warning("lease lost", job=job.id, attempt=job.attempt)
+            return
+        log.info(
+            "attempt ended",
+            job=job.id,
+            attempt=job.attempt,
+            state=verdict.state.value,
+            reason=state.trouble,
+            exit_code=state.exit_code,
+        )
+        self._p.signals.work.set()
+        if verdict.state in FINAL:
+            self._p.signals.ended(job.id)
+        await self._p.compute.forget(job.run_name)
+
+    async def _policy(self, job: Job) -> RetryPolicy:
+        known = self._policies.pop(job.run_name, None)
+        if known is None:
+            found = await services.by_id(self._p, job.service_id)
+            known = found.service.retry_policy() if found else RetryPolicy()
+        return known
+
+    async def _recorded(self, work: Callable[[], Awaitable[bool]]) -> bool:
+        # The end of an attempt is told once: it is kept until the database takes it.
+        while True:
+            try:
+                return await work()
+            except OscarError as error:
+                log.warning("not recorded yet", error=error.message)
+                await asyncio.sleep(1.0)
+
+    # Upkeep
+
+    async def _deliver(self) -> None:
+        await callbacks.deliver(self._p)
+
+    async def _tidy(self) -> None:
+        while expired := await self._p.jobs.expired(self._p.settings.ttl_job):
+            await jobs.remove(self._p, expired)
