@@ -93,6 +93,8 @@ class Plan:
     outputs: tuple[Output, ...]
     environment: Mapping[str, str] = field(repr=False)
     mode: Mode
+    work: str
+    """Where the script sees the work folder."""
     log_level: str
 
     @property
@@ -152,6 +154,7 @@ def plan(
             **(environment or {}),
         },
         mode=mode,
+        work=work,
         log_level=service.log_level,
     )
 

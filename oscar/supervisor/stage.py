@@ -1,0 +1,258 @@
+"""Carrying out a plan: inputs into the work folder before the script, results to their stores after it.
+
+Called by engines, beside the sandbox and never in it. Calls `providers` for the stores and `results` for what
+the script left. Both verbs may be repeated after a crash. Every error names provider, bucket and key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import mimetypes
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from oscar.errors import BucketNotFound, OscarError, StorageError, StorageFull
+from oscar.model.object import Producer
+from oscar.objects.base import ObjectStore
+from oscar.supervisor import results
+from oscar.supervisor.plan import Download, InputFile, Plan, outputs
+from oscar.supervisor.providers import Providers
+from oscar.supervisor.results import Result
+
+Say = Callable[[str], None]
+"""Appends one line to the job's log."""
+
+PARALLEL = 4
+"""Transfers of one job at a time."""
+SMALL = 64 * 1024
+"""Bytes that are written at once: handing them to a thread would take longer."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_LEVELS = {"NOTSET": 0, "DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+_STAGING = ".staging-"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A result that was stored."""
+
+    name: str
+    provider: str
+    bucket: str
+    key: str
+    size: int
+
+
+class Speaker:
+    """Says lines of the supervisor, as far as the service's log level lets it."""
+
+    def __init__(self, say: Say, level: str) -> None:
+        self._say = say
+        self._level = _LEVELS.get(level, _LEVELS["INFO"])
+
+    def info(self, text: str) -> None:
+        """What was done."""
+        self._line("INFO", text)
+
+    def warning(self, text: str) -> None:
+        """What the script's author should know."""
+        self._line("WARNING", text)
+
+    def _line(self, level: str, text: str) -> None:
+        if _LEVELS[level] >= self._level:
+            # A key or name may hold line breaks, which would forge lines of the log.
+            self._say(
+                f"supervisor {level}: {text}".replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
+            )
+
+
+async def stage_in(plan: Plan, work: Path, providers: Providers, say: Say) -> None:
+    """Fill `in` of the work folder, and make `out`; the script must not run yet.
+
+    Args:
+        plan: of the run.
+        work: the work folder on this machine; it exists.
+        providers: the stores.
+        say: for the job's log.
+
+    Raises:
+        ObjectNotFound, BucketNotFound, Forbidden, StorageError: an input can't be had, with the store's words.
+        StorageFull: this machine's disk is full.
+        Unsupported, InvalidField: a provider can't be used.
+    """
+    speaker = Speaker(say, plan.log_level)
+    try:
+        for name in ("in", "out"):
+            _make_folder(work / name)
+        for file in plan.files:
+            if len(file.content) <= SMALL:
+                _write(work, file)
+            else:
+                await asyncio.to_thread(_write, work, file)
+        if plan.downloads:
+            await _download_all(plan.downloads, work, providers, speaker)
+    except OSError as error:
+        raise _disk(error) from error
+
+
+async def stage_out(
+    plan: Plan, work: Path, providers: Providers, say: Say, producer: Producer | None = None
+) -> list[Stored]:
+    """Store what the script left in `out`; the script must have ended.
+
+    Args:
+        plan: of the run.
+        work: the work folder on this machine.
+        providers: the stores.
+        say: for the job's log.
+        producer: the job, so that a repeated stage-out writes (and starts others) once.
+
+    Returns:
+        What was stored, in the order of names.
+
+    Raises:
+        BucketNotFound, Forbidden, StorageError: a result can't be stored, with the store's words.
+        Unsupported, InvalidField: a provider can't be used, or there are too many files.
+    """
+    speaker = Speaker(say, plan.log_level)
+    found = await asyncio.to_thread(results.find, work, plan.work, speaker.warning)
+    by_name = {result.name: result for result in found}
+    targets = outputs(plan, by_name)
+    for name in sorted(by_name.keys() - {target[0] for target in targets}) if plan.outputs else ():
+        speaker.info(f"{name} is not stored: no output takes it")
+    # Opened first, so that nothing is stored when one of the stores can't be used at all.
+    stores = {provider: _open(providers, provider) for _, provider, _, _ in targets}
+
+    async def store(target: tuple[str, str, str, str]) -> Stored:
+        name, provider, bucket, key = target
+        stored = await _upload(by_name[name], work, stores[provider], target, producer)
+        speaker.info(f"stored {name} ({stored.size} bytes) as {provider} {bucket}/{key}")
+        return stored
+
+    return await _parallel(store, targets)
+
+
+async def _download_all(
+    downloads: Sequence[Download], work: Path, providers: Providers, speaker: Speaker
+) -> None:
+    for left in work.glob(f"{_STAGING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    stores = {download.provider: _open(providers, download.provider) for download in downloads}
+    # Not in `in`: what a killed server leaves half-done must not look like an input.
+    with tempfile.TemporaryDirectory(prefix=_STAGING, dir=work) as staging:
+
+        async def fetch(numbered: tuple[int, Download]) -> None:
+            number, download = numbered
+            place = f"{download.provider} {download.bucket}/{download.key}"
+            try:
+                found = await stores[download.provider].download(
+                    download.bucket, download.key, Path(staging, str(number))
+                )
+            except OscarError as error:
+                raise _named(error, place) from error
+            _put_in_place(Path(staging, str(number)), work / "in", download.name)
+            speaker.info(f"fetched {place} ({found.size} bytes)")
+
+        await _parallel(fetch, list(enumerate(downloads)))
+
+
+async def _upload(
+    result: Result,
+    work: Path,
+    store: ObjectStore,
+    target: tuple[str, str, str, str],
+    producer: Producer | None,
+) -> Stored:
+    name, provider, bucket, key = target
+    place = f"{provider} {bucket}/{key}"
+    opened = await asyncio.to_thread(results.open_result, work, result)
+    try:
+        # By its descriptor, so that the file can't be exchanged for a link between the check and the transfer.
+        path = Path(f"/dev/fd/{opened}")
+        kind = mimetypes.guess_type(name)[0]
+        try:
+            found = await store.upload(bucket, key, path, producer=producer, content_type=kind)
+        except BucketNotFound:
+            await store.ensure_bucket(bucket)
+            found = await store.upload(bucket, key, path, producer=producer, content_type=kind)
+    except OscarError as error:
+        raise _named(error, place) from error
+    except OSError as error:
+        raise _named(_disk(error), place) from error
+    finally:
+        os.close(opened)
+    return Stored(name, provider, bucket, key, found.size)
+
+
+def _open(providers: Providers, provider: str) -> ObjectStore:
+    try:
+        return providers.open(provider)
+    except OscarError as error:
+        raise _named(error, provider) from error
+
+
+def _named(error: OscarError, place: str) -> OscarError:
+    """The same error with its place in front."""
+    message = error.message if error.message.startswith(place) else f"{place}: {error.message}"
+    return type(error)(message, field=error.field, fix=error.fix)
+
+
+def _disk(error: OSError) -> OscarError:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageFull("the disk of the server is full")
+    return StorageError(f"the work folder can't be written: {error.strerror or error}")
+
+
+def _make_folder(path: Path) -> None:
+    """A folder that the user of any image can write to; what is there already must be a real one."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir() or path.is_symlink():
+            raise
+    else:
+        # Not by mkdir's mode, which the umask cuts.
+        path.chmod(0o777)
+
+
+def _write(work: Path, file: InputFile) -> None:
+    path = work / file.path
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as opened:
+        os.fchmod(opened.fileno(), 0o666)
+        opened.write(file.content)
+
+
+def _put_in_place(fetched: Path, inputs: Path, name: str) -> None:
+    """Move a complete file to its name below the input folder."""
+    path = inputs / name
+    if path.parent != inputs:
+        _make_folder(path.parent)
+    fetched.chmod(0o666)
+    fetched.replace(path)
+
+
+async def _parallel(act: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
+    """Act on all items, `PARALLEL` at a time; the first error ends the others and is raised as it is."""
+    done: dict[int, R] = {}
+    pending = iter(enumerate(items))
+
+    async def worker() -> None:
+        for index, item in pending:
+            done[index] = await act(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(PARALLEL, len(items))):
+                group.create_task(worker())
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [done[index] for index in range(len(items))]
