@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from oscar.model.object import Bucket, Credential, Listing, Object, Part, Upload, Visibility
 from oscar.state import tables
+from oscar.state.direct import plain
 from oscar.state.secrets import Sealer
 
 SECRET_PURPOSE = "credentials.secret"  # noqa: S105 - the name of a column, not a secret
@@ -30,24 +31,25 @@ _listed = sa.select(
 )
 
 
-def to_credential(row: Any, sealer: Sealer) -> Credential:
-    """A row of `credentials`."""
-    secret = sealer.open(row.secret_sealed, SECRET_PURPOSE).decode()
-    return Credential(row.access_key, secret, row.user, row.admin)
+def to_credential(row: Sequence[Any], sealer: Sealer) -> Credential:
+    """The columns of `credentials`, in their order."""
+    access_key, sealed, user, admin, _created = row
+    return Credential(access_key, sealer.open(sealed, SECRET_PURPOSE).decode(), user, bool(admin))
 
 
-def to_bucket(row: Any) -> Bucket:
-    """A row of `buckets`."""
+def to_bucket(row: Sequence[Any]) -> Bucket:
+    """The columns of `buckets`, in their order."""
+    name, owner, visibility, allowed, service, tags, cors, policy, created = row
     return Bucket(
-        name=row.name,
-        owner=row.owner,
-        visibility=Visibility(row.visibility),
-        allowed_users=tuple(row.allowed_users),
-        created=row.created,
-        service=row.service,
-        tags=row.tags,
-        cors=row.cors,
-        policy=row.policy,
+        name=name,
+        owner=owner,
+        visibility=Visibility(visibility),
+        allowed_users=tuple(plain(allowed)),
+        created=created,
+        service=service,
+        tags=plain(tags),
+        cors=cors,
+        policy=policy,
     )
 
 
@@ -65,23 +67,9 @@ def from_bucket(bucket: Bucket) -> dict[str, Any]:
     }
 
 
-def to_object(row: Any) -> Object:
-    """A row of `objects`."""
-    return Object(
-        bucket=row.bucket,
-        key=row.key,
-        generation=row.generation,
-        size=row.size,
-        etag=row.etag,
-        modified=row.modified,
-        content_type=row.content_type,
-        headers=row.headers,
-        metadata=row.metadata,
-        tags=row.tags,
-        checksums=row.checksums,
-        parts=row.parts,
-        owner=row.owner,
-    )
+def to_object(row: Sequence[Any]) -> Object:
+    """The columns of `objects`, in their order."""
+    return Object(*row[:7], *map(plain, row[7:11]), *row[11:])
 
 
 def from_object(obj: Object) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -95,6 +96,18 @@ class Store:
         except DBAPIError as error:
             raise translated(error) from error
 
+    def open_reader(self) -> sqlite3.Connection | None:
+        """A read-only connection of the caller's own, for look-ups by key that cost less than a change of thread.
+
+        It sees what is committed at each statement. None on PostgreSQL. The caller closes it.
+        """
+        if not self.is_sqlite:
+            return None
+        connection = sqlite3.connect(self.url.database or "", isolation_level=None, check_same_thread=False)
+        for pragma in ("cache_size=-4000", "busy_timeout=100", "query_only=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
     def write_sync(self, work: Callable[[sa.Connection], T]) -> T:
         """`write` for callers without an event loop (start-up, tests)."""
         return self._writer.put(work).result()
@@ -114,6 +127,10 @@ def translated(error: DBAPIError) -> OscarError:
     if isinstance(error, OperationalError):
         return Unavailable(f"The database can't be used now: {words}")
     return StoreError(f"The database refused: {words}")
+
+
+class _TransactionLostError(Exception):
+    """SQLite rolled back the whole transaction by itself, as it does when the disk is full."""
 
 
 class _Writer:
@@ -223,17 +240,17 @@ class _GroupWriter(_Writer):
                         if len(batch) == 1:
                             done.append((future, work(connection)))
                         else:
-                            with connection.begin_nested():
-                                result = work(connection)
-                            done.append((future, result))
+                            done.append((future, _in_savepoint(connection, work)))
+                    except _TransactionLostError:
+                        raise
                     except Exception as error:
                         failed.append((future, error))
                         if len(batch) == 1:
                             raise
         except Exception as error:  # noqa: BLE001 - handed to every caller whose work was not committed
-            failed += [(future, error) for future, _ in done]
-            if not failed:
-                failed = [(future, error) for _, future in batch]
+            told = {future for future, _ in failed}
+            cause = error.__cause__ if isinstance(error, _TransactionLostError) else None
+            failed += [(future, cause or error) for _, future in batch if future not in told]
             done = []
         for future, result in done:
             future.set_result(result)
@@ -246,6 +263,27 @@ class _GroupWriter(_Writer):
             connection.exec_driver_sql("COMMIT")
             connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
             connection.exec_driver_sql("BEGIN")
+
+
+def _in_savepoint(connection: sa.Connection, work: Callable[[sa.Connection], T]) -> T:
+    """Run `work` so that its failure undoes only its own changes.
+
+    By the driver's statements: SQLAlchemy compiles each SAVEPOINT anew, at more than the cost of a whole insert.
+    """
+    driver = connection.connection.driver_connection
+    if driver is None:
+        raise Unavailable("The database is closed")
+    driver.execute("SAVEPOINT one")
+    try:
+        result = work(connection)
+    except BaseException as error:
+        if not driver.in_transaction:
+            raise _TransactionLostError from error
+        driver.execute("ROLLBACK TO one")
+        driver.execute("RELEASE one")
+        raise
+    driver.execute("RELEASE one")
+    return result
 
 
 def _sqlite_engine(url: sa.URL, *, read_only: bool) -> sa.Engine:
