@@ -1,0 +1,150 @@
+"""The public client of OSCAR, `oscar-python` from PyPI, unmodified against the real server."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from oscar_python.client import Client
+from oscar_python.client_anon import AnonymousClient
+
+SCRIPT = """#!/bin/sh
+tr a-z A-Z < "$INPUT_FILE_PATH" > "$TMP_OUTPUT_DIR/$(basename "$INPUT_FILE_PATH").out"
+echo "seen $SIZE"
+"""
+
+
+@pytest.fixture
+def client(server: Any) -> Client:
+    return Client(
+        {
+            "cluster_id": "my-cluster",
+            "endpoint": server.endpoint,
+            "user": server.user,
+            "password": server.password,
+            "ssl": False,
+        }
+    )
+
+
+def fdl(folder: Path, name: str) -> str:
+    (folder / "script.sh").write_text(SCRIPT)
+    file = folder / "service.yaml"
+    file.write_text(
+        "functions:\n  oscar:\n  - my-cluster:\n"
+        f"      name: {name}\n      image: busybox\n      cpu: 0.5\n      memory: 64Mi\n      script: script.sh\n"
+        "      environment:\n        Variables:\n          SIZE: large\n"
+        f"      input:\n      - storage_provider: minio.default\n        path: {name}/in\n"
+        f"      output:\n      - storage_provider: minio.default\n        path: {name}/out\n"
+    )
+    return str(file)
+
+
+def finished(client: Client, name: str, count: int) -> dict[str, Any]:
+    """The service's jobs after their end; its client can't wait, so that is asked of the server here."""
+    jobs = client.list_jobs(name).json()["jobs"]
+    assert len(jobs) == count
+    for job in jobs:
+        where = f"{client.endpoint}/system/jobs/{name}/{job}?wait=60s"
+        requests.get(where, auth=(client.user, client.password), timeout=90).raise_for_status()
+    found: dict[str, Any] = client.list_jobs(name).json()["jobs"]
+    return found
+
+
+def status_of(error: requests.HTTPError) -> int:
+    assert error.response is not None
+    return error.response.status_code
+
+
+def test_the_life_of_a_service(client: Client, tmp_path: Path) -> None:
+    file = fdl(tmp_path, "oscar-python")
+    assert client.create_service(file).status_code == 201
+    with pytest.raises(ValueError, match="already present"):
+        client.create_service(file)
+    found = client.get_service("oscar-python").json()
+    assert (found["cpu"], found["memory"], found["environment"]["variables"]) == (
+        "0.5",
+        "64Mi",
+        {"SIZE": "large"},
+    )
+    assert len(found["token"]) == 64
+    assert "oscar-python" in [service["name"] for service in client.list_services().json()]
+
+    # A synchronous call with text, with a file, and as somebody who has only the token.
+    assert base64.b64decode(client.run_service("oscar-python", input="hello").text) == b"HELLO"
+    (tmp_path / "input.bin").write_bytes(b"ab\x00\xff")
+    client.run_service("oscar-python", input=str(tmp_path / "input.bin"), output=str(tmp_path / "output.bin"))
+    assert (tmp_path / "output.bin").read_bytes() == b"AB\x00\xff"
+    anonymous = AnonymousClient({"cluster_id": "x", "endpoint": client.endpoint, "ssl": False})
+    assert (
+        base64.b64decode(anonymous.run_service("oscar-python", input="x", token=found["token"]).text) == b"X"
+    )
+
+    # A job, its list and its log.
+    accepted = client.run_service("oscar-python", input="a job", async_call=True)
+    assert accepted.status_code == 201
+    [(job, facts)] = finished(client, "oscar-python", 1).items()
+    assert facts["status"] == "Succeeded"
+    assert {"creation_time", "start_time", "finish_time"} <= facts.keys()
+    assert "seen large" in client.get_job_logs("oscar-python", job).text.splitlines()
+
+    # Files through its storage client; an upload starts a job.
+    storage = client.create_storage_client("oscar-python")
+    (tmp_path / "up.txt").write_text("uploaded")
+    storage.upload_file("minio.default", str(tmp_path / "up.txt"), "oscar-python/in")
+    finished(client, "oscar-python", 2)
+    listed = storage.list_files_from_path("minio.default", "oscar-python/out")
+    keys = [entry["Key"] for entry in listed["Contents"]]
+    assert "out/up.txt.out" in keys
+    storage.download_file("minio.default", str(tmp_path), "oscar-python/out/up.txt.out")
+    assert (tmp_path / "up.txt.out").read_text() == "UPLOADED"
+
+    # An update keeps the token.
+    assert client.update_service("oscar-python", {**found, "memory": "128Mi"}).status_code in {200, 204}
+    again = client.get_service("oscar-python").json()
+    assert (again["memory"], again["token"]) == ("128Mi", found["token"])
+
+    assert client.remove_job("oscar-python", job).status_code == 204
+    assert client.remove_all_jobs("oscar-python").status_code == 204
+    assert client.list_jobs("oscar-python").json()["jobs"] == {}
+    assert client.remove_service("oscar-python").status_code == 204
+    with pytest.raises(requests.HTTPError) as gone:
+        client.get_service("oscar-python")
+    assert status_of(gone.value) == 404
+
+
+def test_the_server(client: Client, server: Any) -> None:
+    assert client.health_check().status_code == 200
+    assert client.get_cluster_info().json()["version"]
+    assert client.get_cluster_config().json()["minio_provider"]["endpoint"] == server.s3
+    assert client.get_cluster_status().json()["cluster"]["nodes_count"] == 1
+
+
+def test_buckets(client: Client) -> None:
+    assert client.create_bucket("oscar-python-bucket", "private").status_code == 201
+    assert "oscar-python-bucket" in [bucket["bucket_name"] for bucket in client.list_buckets().json()]
+    signed = client.presign_bucket("oscar-python-bucket", "k", operation="upload", expires=60).json()
+    assert requests.request(signed["method"], signed["url"], data=b"x", timeout=10).status_code == 200
+    assert client.get_bucket("oscar-python-bucket").json()["objects"][0]["object_name"] == "k"
+    assert client.update_bucket("oscar-python-bucket", "public").status_code in {200, 204}
+    storage = client.create_storage_client()
+    assert storage.list_files_from_path("minio.default", "oscar-python-bucket")["Contents"][0]["Size"] == 1
+
+
+def test_failures_are_told(client: Client) -> None:
+    with pytest.raises(requests.HTTPError) as refused:
+        client.create_service(
+            {"name": "oscar-python-bad", "image": "busybox", "script": "x", "memory": "abc"}
+        )
+    assert status_of(refused.value) == 400
+    assert refused.value.response is not None
+    assert json.loads(refused.value.response.text)["field"] == "memory"
+    client.create_service({"name": "oscar-python-fails", "image": "busybox", "script": "exit 3"})
+    client.run_service("oscar-python-fails", input="x", async_call=True)
+    [(_, facts)] = finished(client, "oscar-python-fails", 1).items()
+    assert facts["status"] == "Failed"
+    client.remove_service("oscar-python-fails")
