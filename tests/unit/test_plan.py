@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -400,3 +404,33 @@ def test_defect_17b_private_uploads_have_private_results_in_any_spelling(level: 
 def test_without_isolation_results_stay_in_the_shared_bucket() -> None:
     target = service(bucket_list=["photos-ada"], input=[{"path": "photos/in"}, {"path": "photos-ada/in"}])
     assert keys(target, "f", event=put("in/a", "photos-ada"))[0][2] == "photos"
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "scripts.md"
+
+
+def test_every_variable_is_documented() -> None:
+    rows = set(re.findall(r"^\| `([A-Z_]+)` \|", DOCS.read_text(), re.MULTILINE))
+    assert rows == RESERVED_ENVIRONMENT
+    target = service(token="t", file_stage_in=False)
+    for payload in (put("in/a"), b"aGk=", b"{}"):
+        assert plan(payload, target).environment.keys() <= rows
+
+
+def test_the_documented_script_runs(tmp_path: Path) -> None:
+    found = re.search(r"^```sh\n(.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    for folder in ("in", "out"):
+        (tmp_path / "work" / folder).mkdir(parents=True)
+    (tmp_path / "work" / "in" / "my list.csv").write_text("1\n2\n3\n")
+    (tmp_path / "script.sh").write_text(found[1])
+    made = plan(put("in/my list.csv"), root=str(tmp_path))
+    done = subprocess.run(
+        ["/bin/sh", tmp_path / "script.sh"],
+        env={"PATH": os.environ["PATH"], **made.environment},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "counting the lines of my list.csv, stored as in/my list.csv\n"
+    assert (tmp_path / "work" / "out" / "counts" / "my list.csv.txt").read_text().strip() == "3"
