@@ -2,8 +2,9 @@
 
 Called by `intake`, the operations and `store`; calls only the file system. A file without a row is nothing:
 readers come by the row. So a body is written straight under its own, unique name, without a temporary file
-and rename (one journal commit less per object). While it has no row its writer holds a lock on it, which dies
-with the process; the sweep at start removes what has neither row nor lock. See `docs/s3.md`, "On disk".
+and rename (one journal commit less per object). Each writing process holds a lock on a file of its own as
+long as it lives, and the names of its bodies end in that file's name; the sweep at start removes bodies that
+have neither a row nor a living writer. See `docs/s3.md`, "On disk".
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ T = TypeVar("T")
 
 COPY_STEP = 64 * 1024 * 1024
 """Bytes asked of the kernel in one copy call."""
+WRITERS = ".writers"
+"""Folder of the lock files of the processes that write bodies."""
 _BUFFER = 1024 * 1024
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_WRITER = slice(14, None)
+_NAME_LENGTH = 22
+_FOLDER = slice(12, 14)
+"""The part of a name that changes fastest also names its folder, so that bodies spread over 256 of them."""
 _MAX_VECTORS = 512
 _NO_KERNEL_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -47,10 +55,15 @@ class Blobs:
         """
         self.folder = folder
         self.reserve = reserve
+        self._writer = secrets.token_hex(4)
+        self._last = 0
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
         self._folders: dict[str, int] = {}
         self._opening = threading.Lock()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (folder / WRITERS).mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = folder / WRITERS / self._writer
+        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def close(self) -> None:
         """End the worker threads after their present work."""
@@ -58,6 +71,8 @@ class Blobs:
         for descriptor in self._folders.values():
             os.close(descriptor)
         self._folders.clear()
+        (self.folder / WRITERS / self._writer).unlink(missing_ok=True)
+        os.close(self._lock)
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Start blocking work in a worker thread."""
@@ -67,18 +82,21 @@ class Blobs:
         """Run blocking work in a worker thread; see `result`."""
         return await result(self._threads.submit(work, *args, **kwargs))
 
-    @staticmethod
-    def new_generation() -> str:
-        """A new name that sorts by time: microseconds, then 32 random bits, in hex."""
-        return f"{time.time_ns() // 1000:014x}{secrets.token_hex(4)}"
+    def new_generation(self) -> str:
+        """A new name that sorts by time: 14 hex digits of microseconds, then the name of this writer.
+
+        To be called from one thread only: that of the event loop.
+        """
+        self._last = max(time.time_ns() // 1000, self._last + 1)
+        return f"{self._last:014x}{self._writer}"
 
     def path(self, generation: str) -> Path:
         """Where the body lies."""
-        return self.folder / generation[-2:] / generation
+        return self.folder / generation[_FOLDER] / generation
 
     def _folder_of(self, generation: str) -> int:
         """A descriptor of the folder of a body; kept open, there are 256 at most."""
-        name = generation[-2:]
+        name = generation[_FOLDER]
         descriptor = self._folders.get(name)
         if descriptor is None:
             with self._opening:
@@ -100,14 +118,22 @@ class Blobs:
             raise StorageFull
 
     def create(self, generation: str) -> int:
-        """A descriptor of a new, empty body, locked against the sweep until it is closed."""
+        """A descriptor of a new, empty body."""
         folder = self._folder_of(generation)
         with translated():
-            descriptor = os.open(
-                generation, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder
-            )
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-        return descriptor
+            return os.open(generation, _NEW, 0o600, dir_fd=folder)
+
+    def write_whole(self, generation: str, pieces: list[memoryview]) -> None:
+        """Write a small body that is complete, durable on return, with as few system calls as can be."""
+        folder = self._folder_of(generation)
+        with translated():
+            descriptor = os.open(generation, _NEW | os.O_DSYNC, 0o600, dir_fd=folder)
+        try:
+            write_at(descriptor, pieces, 0)
+        finally:
+            os.close(descriptor)
+        with translated():
+            os.fsync(folder)
 
     def open(self, generation: str) -> int:
         """A descriptor for reading. Raises FileNotFoundError when the body was replaced in the meantime."""
@@ -137,11 +163,44 @@ class Blobs:
         if freed:
             self._threads.submit(self.discard, freed)
 
-    def all(self) -> Iterator[list[str]]:
-        """The names of all bodies, a folder at a time."""
+    def writers(self) -> tuple[set[str], set[str]]:
+        """The names of writing processes that live, and of those that ended without closing. Blocks."""
+        alive, dead = set(), set()
+        for path in (self.folder / WRITERS).iterdir():
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # closed just now
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                alive.add(path.name)
+            else:
+                dead.add(path.name)
+            finally:
+                os.close(descriptor)
+        return alive, dead
+
+    def forget_writers(self, names: Iterable[str]) -> None:
+        """Remove the lock files of dead writers, of whose bodies nothing is left to sweep. Blocks."""
+        for name in names:
+            (self.folder / WRITERS / name).unlink(missing_ok=True)
+
+    def unowned(self) -> Iterator[list[str]]:
+        """The names of all bodies whose writer is dead, a folder at a time. Blocks.
+
+        The folder is read before the writers are asked: a writer found dead then has no commit to come.
+        """
         for folder in sorted(self.folder.iterdir()):
-            if folder.is_dir():
-                yield sorted(body.name for body in folder.iterdir())
+            if folder.name != WRITERS and folder.is_dir():
+                names = sorted(body.name for body in folder.iterdir())
+                alive, _ = self.writers()
+                yield [name for name in names if _is_body(name, folder.name) and name[_WRITER] not in alive]
+
+
+def _is_body(name: str, folder: str) -> bool:
+    """Whether we made the file: a stranger's is not ours to remove."""
+    return len(name) == _NAME_LENGTH and name[_FOLDER] == folder
 
 
 class translated:  # noqa: N801 - reads as a clause: with translated()

@@ -217,11 +217,18 @@ class NewBlob:
         self.generation = blobs.new_generation()
         self._blobs = blobs
         self._descriptor = -1
+        self._written = False
+        self._last = False
+        """Whether the last bytes are being taken: if they are the first too, they are held back until checked."""
+        self._held: list[memoryview] = []
         self._intake = Intake(expected or Expected(), self.write)
         self._length = expected.length or 0 if expected else 0
 
     def write(self, pieces: list[memoryview], offset: int) -> int:
         """Write at an offset, refusing when the disk would get too full. In a worker thread."""
+        if self._last and self._descriptor < 0:
+            self._held = pieces
+            return sum(map(len, pieces))
         left = max(self._length - offset, sum(map(len, pieces)))
         self._blobs.check_space(left)
         return write_at(self.descriptor(), pieces, offset)
@@ -229,6 +236,7 @@ class NewBlob:
     def descriptor(self) -> int:
         """The open file, made when it isn't there yet. In a worker thread."""
         if self._descriptor < 0:
+            self._written = True
             self._descriptor = self._blobs.create(self.generation)
         return self._descriptor
 
@@ -238,11 +246,15 @@ class NewBlob:
 
     def finish(self, data: list[bytes]) -> Received:
         """Take the last bytes, check all, make it durable. In a worker thread."""
+        self._last = True
         self._intake.feed(data)
         received = self._intake.finish()
-        if not received.size:
-            self._blobs.check_space(0)
-        self.seal()
+        if self._descriptor < 0:
+            self._written = True
+            self._blobs.write_whole(self.generation, self._held)
+            self._held = []
+        else:
+            self.seal()
         return received
 
     def seal(self) -> None:
@@ -250,16 +262,16 @@ class NewBlob:
         self._blobs.seal(self.descriptor(), self.generation)
 
     def keep(self) -> None:
-        """The row is committed: let go of the file and its lock."""
+        """The row is committed: let go of the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def drop(self) -> None:
         """No row was committed: remove the file. In a worker thread."""
-        if self._descriptor >= 0:
+        if self._written:
             self._blobs.discard([self.generation])
-            self.keep()
+        self.keep()
 
 
 async def receive_all(
