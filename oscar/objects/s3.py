@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -44,6 +46,7 @@ STALL = timedelta(minutes=5)
 """How long a connection may be silent; a slow line needs minutes for the parts that are under way."""
 
 _STATUS = re.compile(r"status code: (\d{3})[^:]*: (.*)", re.DOTALL)
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _QUOTED = re.compile(r'"([^"\n]{1,200})"')
 _NESTED = re.compile(r"([A-Z]\w+)\(\s*([A-Z]\w+)")
 
@@ -124,19 +127,26 @@ class S3Store:
         producer: Producer | None = None,
         content_type: str | None = None,
     ) -> Found:
-        """Store the file under the key, atomically. Memory stays flat."""
+        """Store the file under the key, atomically. Memory stays flat. A link at the path's end is refused."""
+        attributes = {"Content-Type": content_type or "application/octet-stream"}
+        if producer is not None:
+            attributes[HOPS_METADATA] = str(producer.hops)
         try:
-            size = path.stat().st_size
-            attributes = {"Content-Type": content_type or "application/octet-stream"}
-            if producer is not None:
-                attributes[HOPS_METADATA] = str(producer.hops)
-            if plain(key):
-                etag = await self._put(bucket, key, path, size, attributes)
-            else:
-                etag = await self._put_odd(bucket, key, path, size, attributes)
+            opened = await asyncio.to_thread(os.open, path, _READ)
         except OSError as error:
             raise _local(error, path) from error
-        return Found(key=key, size=size, etag=etag.strip('"'), modified=int(time.time() * 1000))
+        try:
+            status = os.fstat(opened)
+            if not stat.S_ISREG(status.st_mode):
+                raise StorageError(f"{path.name} is not a file")
+            put = self._put if plain(key) else self._put_odd
+            etag = await put(bucket, key, Path(f"/dev/fd/{opened}"), status.st_size, attributes)
+        except OSError as error:
+            raise _local(error, path) from error
+        finally:
+            os.close(opened)
+        modified = int(time.time() * 1000)
+        return Found(key=key, size=status.st_size, etag=etag.strip('"'), modified=modified)
 
     async def stat(self, bucket: str, key: str) -> Found:
         """The object's size and tag."""

@@ -67,6 +67,24 @@ def find(work: Path, inside: str, warn: Callable[[str], None]) -> list[Result]:
     return sorted(found, key=lambda result: result.name)
 
 
+def open_folder(work: Path, result: Result) -> int:
+    """A file descriptor of the folder that the file is in, to be closed by the caller. Blocking.
+
+    `/dev/fd/<descriptor>/<last part>` is a path to the file that no exchanged folder can lead elsewhere.
+
+    Raises:
+        StorageError: the folder is no longer there.
+    """
+    try:
+        root = os.open(work, _FOLDER)
+        try:
+            return _open_folder(root, result.parts[:-1])
+        finally:
+            os.close(root)
+    except OSError as error:
+        raise StorageError(f"the output file {result.name} can't be read: {error.strerror}") from error
+
+
 def open_result(work: Path, result: Result) -> int:
     """A file descriptor of the file, to be closed by the caller. Blocking.
 

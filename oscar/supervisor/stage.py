@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from oscar.errors import BucketNotFound, OscarError, StorageError, StorageFull
 from oscar.model.object import Producer
+from oscar.model.storage import OWN_STORE
 from oscar.objects.base import ObjectStore
 from oscar.supervisor import results
 from oscar.supervisor.plan import Download, InputFile, Plan, outputs
@@ -173,14 +174,18 @@ async def _upload(
 ) -> Stored:
     name, provider, bucket, key = target
     place = f"{provider} {bucket}/{key}"
-    opened = await asyncio.to_thread(results.open_result, work, result)
+    folder = await asyncio.to_thread(results.open_folder, work, result)
     try:
-        # By its descriptor, so that the file can't be exchanged for a link between the check and the transfer.
-        path = Path(f"/dev/fd/{opened}")
+        # By the folder's descriptor: nothing on the way can be exchanged for a link, and stores follow none
+        # at its end.
+        path = Path(f"/dev/fd/{folder}", result.parts[-1])
         kind = mimetypes.guess_type(name)[0]
         try:
             found = await store.upload(bucket, key, path, producer=producer, content_type=kind)
         except BucketNotFound:
+            if provider == str(OWN_STORE):
+                # Whose it would be only the core knows; it makes the buckets of services.
+                raise
             await store.ensure_bucket(bucket)
             found = await store.upload(bucket, key, path, producer=producer, content_type=kind)
     except OscarError as error:
@@ -188,7 +193,7 @@ async def _upload(
     except OSError as error:
         raise _named(_disk(error), place) from error
     finally:
-        os.close(opened)
+        os.close(folder)
     return Stored(name, provider, bucket, key, found.size)
 
 

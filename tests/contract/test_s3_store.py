@@ -306,6 +306,13 @@ def test_a_file_that_is_not_there_or_a_folder(target: Target, tmp_path: Path) ->
         source = tmp_path / "source"
         source.write_bytes(b"x")
         await store.upload(BUCKET, "present", source)
+        (tmp_path / "link").symlink_to(source)
+        for key in ("a", "a/"):
+            with pytest.raises(StorageError, match=f"{tmp_path.name} is not a file"):
+                await store.upload(BUCKET, key, tmp_path)
+            # Whoever wants what a link points at gives that path.
+            with pytest.raises(StorageError, match="link: Too many levels of symbolic links"):
+                await store.upload(BUCKET, key, tmp_path / "link")
         with pytest.raises(StorageError, match="goal: No such file"):
             await store.download(BUCKET, "present", tmp_path / "no-folder" / "goal")
 

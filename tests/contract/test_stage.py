@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from oscar.errors import (
 from oscar.model.event import minio_event
 from oscar.model.object import Credential, Object, Producer
 from oscar.model.service import Service, parse_service
+from oscar.objects.base import ObjectStore
+from oscar.objects.embedded.blobs import Blobs
+from oscar.objects.embedded.store import EmbeddedStore
 from oscar.objects.s3 import S3Store
 from oscar.supervisor import results
 from oscar.supervisor.plan import Mode, Plan, plan
@@ -34,12 +39,24 @@ from oscar.supervisor.stage import Stored, stage_in, stage_out
 from tests import real_minio, s3_server
 
 ALICE = s3_server.ALICE
+OpenStore = Callable[[Credential], ObjectStore]
 
 
 @pytest.fixture(scope="module")
-def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
     with s3_server.running(tmp_path_factory.mktemp("s3")) as server:
-        yield server.endpoint
+        yield server
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
+    folder = tmp_path_factory.mktemp("embedded")
+    rows, index = s3_server.open_index(f"sqlite:///{folder}/oscar.db")
+    asyncio.run(s3_server.populate(index))
+    blobs = Blobs(folder / "blobs")
+    yield EmbeddedStore(index, blobs, endpoint="http://127.0.0.1:1", region="us-east-1")
+    blobs.close()
+    rows.close()
 
 
 def service(**fields: Any) -> Service:
@@ -51,7 +68,7 @@ def service(**fields: Any) -> Service:
 class Bench:
     """A work folder, a service of Alice's, and the log of what was said."""
 
-    endpoint: str
+    open: OpenStore
     folder: Path
     service: Service
     log: list[str] = field(default_factory=list)
@@ -64,53 +81,55 @@ class Bench:
     def out(self) -> Path:
         return self.work / "out"
 
-    def store(self, user: Credential = ALICE) -> S3Store:
-        return S3Store(self.endpoint, user.access_key, user.secret_key)
-
     def plan(self, payload: Any = None, mode: Mode = Mode.JOB, **fields: Any) -> Plan:
         raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         self.service = service(**fields)
         return plan(self.service, raw, job_id="svc-1", mode=mode)
 
-    async def with_providers(self, act: Any, user: Credential = ALICE) -> Any:
-        own = self.store(user)
-        providers = Providers(self.service, own)
-        try:
-            return await act(providers)
-        finally:
-            await providers.close()
-            await own.close()
+    @asynccontextmanager
+    async def store(self, user: Credential = ALICE) -> AsyncIterator[ObjectStore]:
+        store = self.open(user)
+        yield store
+        if isinstance(store, S3Store):
+            await store.close()
 
     def stage_in(self, made: Plan, user: Credential = ALICE) -> None:
-        asyncio.run(self.with_providers(lambda ours: stage_in(made, self.work, ours, self.log.append), user))
+        async def act() -> None:
+            async with self.store(user) as own:
+                providers = Providers(self.service, own)
+                await stage_in(made, self.work, providers, self.log.append)
+                await providers.close()
 
-    def stage_out(
-        self, made: Plan | None = None, user: Credential = ALICE, producer: Producer | None = None
-    ) -> list[Stored]:
-        made = made or self.plan({})
-        found = self.with_providers(
-            lambda ours: stage_out(made, self.work, ours, self.log.append, producer), user
-        )
-        return list(asyncio.run(found))
+        asyncio.run(act())
+
+    def stage_out(self, made: Plan | None = None, producer: Producer | None = None) -> list[Stored]:
+        async def act() -> list[Stored]:
+            async with self.store() as own:
+                providers = Providers(self.service, own)
+                stored = await stage_out(planned, self.work, providers, self.log.append, producer)
+                await providers.close()
+                return stored
+
+        planned = made or self.plan({})
+        return asyncio.run(act())
 
     def put(self, key: str, content: bytes, bucket: str = "private") -> None:
-        asyncio.run(self._put(key, content, bucket))
+        async def act() -> None:
+            async with self.store() as store:
+                await store.upload(bucket, key, source)
 
-    async def _put(self, key: str, content: bytes, bucket: str) -> None:
-        store = self.store()
         source = self.folder / "source"
         source.write_bytes(content)
-        await store.upload(bucket, key, source)
-        await store.close()
+        asyncio.run(act())
 
     def content(self, key: str, bucket: str = "private") -> bytes:
-        async def get() -> bytes:
-            store = self.store()
-            await store.download(bucket, key, self.folder / "fetched")
-            await store.close()
-            return (self.folder / "fetched").read_bytes()
+        async def act() -> None:
+            async with self.store() as store:
+                await store.download(bucket, key, copy)
 
-        return asyncio.run(get())
+        copy = self.folder / uuid.uuid4().hex
+        asyncio.run(act())
+        return copy.read_bytes()
 
     def files(self) -> dict[str, bytes]:
         """All files below the work folder."""
@@ -121,10 +140,14 @@ class Bench:
         }
 
 
-@pytest.fixture
-def bench(endpoint: str, tmp_path: Path) -> Bench:
+@pytest.fixture(params=["s3", "embedded"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     (tmp_path / "work").mkdir()
-    return Bench(endpoint, tmp_path, service())
+    if request.param == "embedded":
+        store: EmbeddedStore = request.getfixturevalue("embedded")
+        return Bench(lambda _: store, tmp_path, service())
+    server: s3_server.Server = request.getfixturevalue("server")
+    return Bench(lambda user: S3Store(server.endpoint, user.access_key, user.secret_key), tmp_path, service())
 
 
 def event(*keys: str, bucket: str = "private") -> dict[str, Any]:
@@ -196,20 +219,21 @@ def test_staging_again_after_a_crash(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bucket", "key", "user", "error"),
-    [
-        ("private", "in/nothing", ALICE, ObjectNotFound),
-        ("no-bucket", "in/a", ALICE, BucketNotFound),
-        ("private", "in/b", s3_server.BOB, Forbidden),
-    ],
+    ("bucket", "key", "error"),
+    [("private", "in/nothing", ObjectNotFound), ("no-bucket", "in/a", BucketNotFound)],
 )
-def test_inputs_that_can_t_be_had(
-    bench: Bench, bucket: str, key: str, user: Credential, error: type[OscarError]
-) -> None:
-    bench.put("in/b", b"x")
+def test_inputs_that_can_t_be_had(bench: Bench, bucket: str, key: str, error: type[OscarError]) -> None:
     made = bench.plan(event(key, bucket=bucket), input=[{"path": f"{bucket}/in"}])
     with pytest.raises(error, match=rf"^minio\.default {bucket}/{key}: "):
-        bench.stage_in(made, user)
+        bench.stage_in(made)
+    assert bench.files() == {}
+
+
+@pytest.mark.parametrize("bench", ["s3"], indirect=True)
+def test_inputs_that_the_user_may_not_have(bench: Bench) -> None:
+    bench.put("in/b", b"x")
+    with pytest.raises(Forbidden, match=r"^minio\.default private/in/b: .*AccessDenied"):
+        bench.stage_in(bench.plan(event("in/b")), s3_server.BOB)
     assert bench.files() == {}
 
 
@@ -246,16 +270,13 @@ def test_results_leave_with_their_folders(bench: Bench) -> None:
     assert "supervisor INFO: stored empty (0 bytes) as minio.default private/out/empty" in bench.log
 
 
-def test_results_carry_hops_and_type(bench: Bench) -> None:
+@pytest.mark.parametrize("bench", ["s3"], indirect=True)
+def test_results_carry_hops_and_type(bench: Bench, server: s3_server.Server) -> None:
     bench.out.mkdir()
     (bench.out / "p.png").write_bytes(b"x")
     bench.stage_out(producer=Producer("svc-1", 4))
-    host = bench.endpoint.removeprefix("http://")
-    headers = (
-        Minio(host, ALICE.access_key, ALICE.secret_key, secure=False)
-        .stat_object("private", "out/p.png")
-        .metadata
-    )
+    client = Minio(f"127.0.0.1:{server.port}", ALICE.access_key, ALICE.secret_key, secure=False)
+    headers = client.stat_object("private", "out/p.png").metadata
     assert headers is not None
     assert headers["x-amz-meta-oscar-hops"] == "4"
     assert headers["content-type"] == "image/png"
@@ -439,7 +460,7 @@ DEAD = {"endpoint": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"}
 @pytest.mark.parametrize(
     ("place", "providers", "error", "message"),
     [
-        ({"path": "no-bucket/out"}, {}, Forbidden, "minio.default no-bucket/out/f: "),
+        ({"path": "no-bucket/out"}, {}, BucketNotFound, "minio.default no-bucket/out/f: "),
         (
             {"storage_provider": "webdav.dcache", "path": "far"},
             {"webdav": {"dcache": {"hostname": "d"}}},
@@ -480,6 +501,9 @@ MEMORY = """
 import asyncio, json, resource, sys
 from pathlib import Path
 from oscar.model.service import Service, parse_service
+from oscar.objects.base import ObjectStore
+from oscar.objects.embedded.blobs import Blobs
+from oscar.objects.embedded.store import EmbeddedStore
 from oscar.objects.s3 import S3Store
 from oscar.supervisor.plan import plan
 from oscar.supervisor.providers import Providers
@@ -507,24 +531,26 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def test_memory_stays_flat(bench: Bench) -> None:
-    async def upload() -> None:
-        store = bench.store()
-        await store.upload("private", "in/large", source)
-        await store.close()
-
-    source = bench.folder / "large"
+def test_memory_stays_flat(server: s3_server.Server, tmp_path: Path) -> None:
+    bench = Bench(lambda _: S3Store(server.endpoint, ALICE.access_key, ALICE.secret_key), tmp_path, service())
+    bench.work.mkdir()
+    source = tmp_path / "large"
     with source.open("wb") as file:
         for _ in range(300):
             file.write(os.urandom(1 << 20))
+
+    async def upload() -> None:
+        async with bench.store() as store:
+            await store.upload("private", "in/large", source)
+
     asyncio.run(upload())
-    (bench.folder / "event").write_text(json.dumps(event("in/large")))
+    (tmp_path / "event").write_text(json.dumps(event("in/large")))
     arguments = (
-        bench.endpoint,
+        server.endpoint,
         ALICE.access_key,
         ALICE.secret_key,
         str(bench.work),
-        str(bench.folder / "event"),
+        str(tmp_path / "event"),
     )
     child = subprocess.run(
         [sys.executable, "-c", MEMORY, *arguments], check=True, capture_output=True, text=True
