@@ -45,7 +45,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 class Blobs:
     """Bodies under one folder. The methods without `async` block: they run in worker threads, by `run`."""
 
-    def __init__(self, folder: Path, *, reserve: int = 512 * 1024 * 1024, threads: int = 16) -> None:
+    def __init__(self, folder: Path, *, reserve: int = 512 * 1024 * 1024, threads: int = 8) -> None:
         """Open or make the folder.
 
         Args:
