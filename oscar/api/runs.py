@@ -64,7 +64,9 @@ async def _gone(request: Request) -> None:
 
 def _answer(answer: Answer) -> Response:
     if answer.exit_code == 0:
-        return Response(answer.body, media_type="text/plain")
+        # A log may look like base64 (`done` does), so the form is told.
+        form = "log" if answer.body == answer.log else "base64"
+        return Response(answer.body, media_type="text/plain", headers={"X-Oscar-Output": form})
     # Upstream answers 200 here; a failed script is the function's own error, told from ours by the header.
     return Response(
         answer.log or answer.body,

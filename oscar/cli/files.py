@@ -84,7 +84,7 @@ def put(
     async def work() -> list[dict[str, object]]:
         async with server:
             storage = await server.storage()
-        inside = folder or await _is_folder(storage, bucket, key)
+            inside = folder or await _is_folder(server, storage, bucket, key)
         plan = [
             (file, str(PurePosixPath(key) / name) if key else name) if inside else (file, key)
             for file, name in files
@@ -120,13 +120,22 @@ def _local_files(sources: list[Path], *, recursive: bool) -> list[tuple[Path, st
     return found
 
 
-async def _is_folder(storage: Storage, bucket: str, key: str) -> bool:
-    """Whether a target is a folder to put files into: written so, the bucket itself, or known as one."""
+async def _is_folder(server: Client, storage: Storage, bucket: str, key: str) -> bool:
+    """Whether a target is a folder to put files into: written so, the bucket itself, or known as one.
+
+    Known are folders that hold something, and those that a service listens to: an object that has the very name of
+    such a folder would start nothing.
+    """
     if not key or key.endswith("/"):
         return True
     async for _ in storage.list(bucket, f"{key}/"):
         return True
-    return False
+    folders = (
+        str(place.get("path")).strip("/")
+        for service in await server.definitions()
+        for place in service.get("input") or []
+    )
+    return f"{bucket}/{key}" in folders
 
 
 async def _put_all(

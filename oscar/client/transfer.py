@@ -12,7 +12,7 @@ import contextlib
 import mimetypes
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -92,34 +92,28 @@ class Storage:
         """
         kind = content_type or mimetypes.guess_type(file.name)[0] or "application/octet-stream"
         size = (await asyncio.to_thread(file.stat)).st_size
-        store = self._bucket(bucket)
-        try:
-            if size <= PIECE:
-                body = await asyncio.to_thread(file.read_bytes)
-                await obstore.put_async(
-                    store, key, body, attributes={"Content-Type": kind}, use_multipart=False
-                )
-                if progress:
-                    progress(len(body))
-                return
-            piece = max(PIECE, -(-size // MOST_PARTS))
-            with await asyncio.to_thread(file.open, "rb") as opened:
-                await obstore.put_async(
-                    store,
-                    key,
-                    _pieces(opened, piece, progress),
-                    attributes={"Content-Type": kind},
-                    chunk_size=piece,
-                    max_concurrency=AT_ONCE,
-                )
-        except exceptions.BaseError as error:
-            raise _translated(error, bucket, key) from error
+        if size <= PIECE:
+            body = await asyncio.to_thread(file.read_bytes)
+            await self.put_bytes(body, bucket, key, content_type=kind)
+            if progress:
+                progress(len(body))
+            return
+        piece = max(PIECE, -(-size // MOST_PARTS))
+        with await asyncio.to_thread(file.open, "rb") as opened, _translating(bucket, key):
+            await obstore.put_async(
+                self._bucket(bucket),
+                key,
+                _pieces(opened, piece, progress),
+                attributes={"Content-Type": kind},
+                chunk_size=piece,
+                max_concurrency=AT_ONCE,
+            )
 
     async def put_bytes(
         self, body: bytes, bucket: str, key: str, *, content_type: str = "application/octet-stream"
     ) -> None:
         """Store bytes. Raises as `put`."""
-        try:
+        with _translating(bucket, key):
             await obstore.put_async(
                 self._bucket(bucket),
                 key,
@@ -127,8 +121,6 @@ class Storage:
                 attributes={"Content-Type": content_type},
                 use_multipart=False,
             )
-        except exceptions.BaseError as error:
-            raise _translated(error, bucket, key) from error
 
     async def get(
         self,
@@ -155,37 +147,34 @@ class Storage:
             ObjectNotFound, Forbidden, StorageError: in the store's words.
             OSError: the file can't be written.
         """
-        try:
+        with _translating(bucket, key):
             result = await obstore.get_async(self._bucket(bucket), key)
-            if expect:
-                expect(result.meta["size"])
-            descriptor, name = await asyncio.to_thread(
-                tempfile.mkstemp, dir=file.parent, prefix=f".{file.name[:50]}."
-            )
-            part = Path(name)
-            size = 0
-            try:
-                with os.fdopen(descriptor, "wb") as opened:
-                    async for piece in result.stream(min_chunk_size=PIECE):
-                        await asyncio.to_thread(opened.write, piece)
-                        size += len(piece)
-                        if progress:
-                            progress(len(piece))
-                await asyncio.to_thread(_appear, part, file)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    part.unlink()
-        except exceptions.BaseError as error:
-            raise _translated(error, bucket, key) from error
+        if expect:
+            expect(result.meta["size"])
+        descriptor, name = await asyncio.to_thread(
+            tempfile.mkstemp, dir=file.parent, prefix=f".{file.name[:50]}."
+        )
+        part = Path(name)
+        size = 0
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                pieces = result.stream(min_chunk_size=PIECE)
+                while piece := await _next(pieces, bucket, key):
+                    await asyncio.to_thread(opened.write, piece)
+                    size += len(piece)
+                    if progress:
+                        progress(len(piece))
+            await asyncio.to_thread(_appear, part, file)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                part.unlink()
         return size
 
     async def get_bytes(self, bucket: str, key: str) -> bytes:
         """Fetch an object into memory. Raises as `get`."""
-        try:
+        with _translating(bucket, key):
             result = await obstore.get_async(self._bucket(bucket), key)
             return bytes(await result.bytes_async())
-        except exceptions.BaseError as error:
-            raise _translated(error, bucket, key) from error
 
     async def list(self, bucket: str, prefix: str = "", *, recursive: bool = True) -> AsyncIterator[Stored]:
         """The objects whose key starts with a prefix, in key order.
@@ -201,21 +190,24 @@ class Storage:
         # The library lists by whole folders: ask for the folder, then compare the rest here.
         folder = prefix.rpartition("/")[0]
         store = self._bucket(bucket)
-        try:
-            if not recursive:
+        if not recursive:
+            with _translating(bucket, prefix):
                 found = await obstore.list_with_delimiter_async(store, prefix=folder or None)
-                entries = [Stored(f"{name}/", 0, None) for name in found["common_prefixes"]]
-                entries += [_stored(entry) for entry in found["objects"]]
-                for entry in sorted(entries, key=lambda entry: entry.key):
-                    if entry.key.startswith(prefix):
-                        yield entry
+            entries = [Stored(f"{name}/", 0, None) for name in found["common_prefixes"]]
+            entries += [_stored(entry) for entry in found["objects"]]
+            for entry in sorted(entries, key=lambda entry: entry.key):
+                if entry.key.startswith(prefix):
+                    yield entry
+            return
+        pages = obstore.list(store, prefix=folder or None)
+        while True:
+            with _translating(bucket, prefix):
+                page = await anext(pages, None)
+            if page is None:
                 return
-            async for page in obstore.list(store, prefix=folder or None):
-                for listed in page:
-                    if listed["path"].startswith(prefix):
-                        yield _stored(listed)
-        except exceptions.BaseError as error:
-            raise _translated(error, bucket, prefix) from error
+            for listed in page:
+                if listed["path"].startswith(prefix):
+                    yield _stored(listed)
 
     async def delete(self, bucket: str, *keys: str) -> None:
         """Remove objects; absent ones are no error.
@@ -223,12 +215,23 @@ class Storage:
         Raises:
             BucketNotFound, Forbidden, StorageError: in the store's words.
         """
-        try:
+        with contextlib.suppress(ObjectNotFound), _translating(bucket, ", ".join(keys)):
             await obstore.delete_async(self._bucket(bucket), list(keys))
-        except exceptions.NotFoundError:
-            return
-        except exceptions.BaseError as error:
-            raise _translated(error, bucket, ", ".join(keys)) from error
+
+
+@contextlib.contextmanager
+def _translating(bucket: str, key: str) -> Iterator[None]:
+    """Turn the library's errors into ours; some of them are Python's own FileNotFoundError."""
+    try:
+        yield
+    except (exceptions.BaseError, FileNotFoundError) as error:
+        raise _translated(error, bucket, key) from error
+
+
+async def _next(pieces: obstore.BytesStream, bucket: str, key: str) -> bytes:
+    """The next piece of an object, empty after the last."""
+    with _translating(bucket, key):
+        return bytes(await anext(pieces, b""))
 
 
 def _stored(listed: obstore.ObjectMeta) -> Stored:
@@ -251,12 +254,12 @@ def _appear(part: Path, file: Path) -> None:
     part.replace(file)
 
 
-def _translated(error: exceptions.BaseError, bucket: str, key: str) -> OscarError:
+def _translated(error: Exception, bucket: str, key: str) -> OscarError:
     words = str(error)
     place = f"{bucket}/{key}".rstrip("/")
     if "NoSuchBucket" in words:
         return BucketNotFound(f"there is no bucket {bucket}, or you may not see it")
-    if isinstance(error, exceptions.NotFoundError):
+    if isinstance(error, exceptions.NotFoundError | FileNotFoundError):
         return ObjectNotFound(f"there is no object {place}")
     if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
         return Forbidden(f"you may not do that with {place}")

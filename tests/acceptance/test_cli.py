@@ -268,9 +268,9 @@ def test_buckets(shell: Shell) -> None:
     assert httpx2.get(down).content == b"signed"
     content = shell.ok("bucket", "get", "cli-bucket", "--json").json["objects"]
     assert [(entry["object_name"], entry["size_bytes"]) for entry in content] == [("f.txt", 6)]
-    refused = shell.oscar("bucket", "delete", "cli-bucket", "--json")
+    refused = shell.oscar("bucket", "delete", "cli-bucket")
     assert refused.code == 3
-    assert json.loads(refused.err)["code"] == "bucket_not_empty"
+    assert "hold" in refused.err
     shell.ok("bucket", "delete", "cli-bucket", "--force")
     assert shell.oscar("bucket", "get", "cli-bucket").code == 3
 
