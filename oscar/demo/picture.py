@@ -9,11 +9,22 @@ import math
 import random
 import struct
 import zlib
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 
 Colour = tuple[int, int, int]
 
 SKY: tuple[Colour, ...] = ((23, 32, 68), (86, 78, 130), (214, 125, 112), (250, 197, 122))
 HILLS: tuple[Colour, ...] = ((126, 96, 128), (84, 72, 112), (48, 50, 86), (22, 28, 52))
+
+
+PHASES = 64
+DARKER = (
+    bytes(value * 3 // 5 for value in range(256)),
+    bytes(value * 2 // 3 for value in range(256)),
+    bytes(value * 4 // 5 + 12 for value in range(256)),
+)
+"""By channel, how light in the lake is what is so light above it."""
 
 
 def between(colours: tuple[Colour, ...], place: float) -> Colour:
@@ -57,6 +68,7 @@ def columns(width: int, height: int, seed: int) -> list[bytes]:
             sky += bytes(between(SKY, (row / shore) ** 1.15 + grain))
         skies.append(sky)
     sun_column, sun_row, radius = round(width * 0.64), round(shore * 0.5), round(height * 0.055)
+    picked = ripples(shore, height - shore)
     drawn = []
     for column in range(width):
         pixels = bytearray(chance.choice(skies))
@@ -67,18 +79,28 @@ def columns(width: int, height: int, seed: int) -> list[bytes]:
         for colour, heights in zip(HILLS, ridges, strict=True):
             top = min(max(round(heights[column]), 0), shore)
             pixels[top * 3 :] = bytes(colour) * (shore - top)
-        drawn.append(bytes(pixels) + reflection(pixels, shore, height - shore, column))
+        picks = picked[round((math.sin(column / 37) * 3 + 3) / 6 * PHASES)]
+        drawn.append(bytes(pixels) + reflection(pixels, picks, height - shore))
     return drawn
 
 
-def reflection(above: bytearray, shore: int, depth: int, column: int) -> bytes:
+def ripples(shore: int, depth: int) -> list[Callable[[bytearray], Iterable[int]]]:
+    """For each phase of the waves: what picks, of a column above the shore, the pixels that the lake shows."""
+
+    def source(row: int, phase: float) -> int:
+        ripple = math.sin(row * 0.9 + phase) * (1 + row / 24)
+        return min(max(shore - 1 - round(row * 1.6 + ripple), 0), shore - 1)
+
+    turns = (6 * step / PHASES - 3 for step in range(PHASES + 1))
+    # Two pixels more than there are: one alone would not come as a tuple.
+    return [itemgetter(*(source(row, turn) for row in range(depth + 2))) for turn in turns]
+
+
+def reflection(above: bytearray, picks: Callable[[bytearray], Iterable[int]], depth: int) -> bytes:
     """What the lake shows below a column: the column upside down, drawn out, darker, with ripples."""
-    water = bytearray()
-    for row in range(depth):
-        ripple = math.sin(row * 0.9 + math.sin(column / 37) * 3) * (1 + row / 24)
-        source = min(max(shore - 1 - round(row * 1.6 + ripple), 0), shore - 1)
-        red, green, blue = above[source * 3 : source * 3 + 3]
-        water += bytes((red * 3 // 5, green * 2 // 3, blue * 4 // 5 + 12))
+    water = bytearray(depth * 3)
+    for channel, darker in enumerate(DARKER):
+        water[channel::3] = bytes(picks(above[channel::3])).translate(darker)[:depth]
     return bytes(water)
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from oscar.client import Client
 from oscar.demo import image, picture
-from oscar.demo.server import USER, Server, running, tail
+from oscar.demo.server import Server, running, tail
 from oscar.errors import EngineMissing, ImageError, Unavailable
 from oscar.model.fdl import parse_fdl
 
@@ -102,21 +102,25 @@ async def demo(console: Console, *, output: Path | None = None) -> None:
     outputs = output or Path(tempfile.mkdtemp(prefix="oscar-demo-"))
     drawn = outputs / f"{NAME}.png"
     drawn.write_bytes(await asyncio.to_thread(picture.draw))
-    console.print(f"[bold]A picture[/] was drawn: {drawn} ({drawn.stat().st_size // 1024} KiB)")
+    console.print(
+        f"A picture was drawn: [bold]{drawn}[/] ({drawn.stat().st_size // 1024} KiB)", soft_wrap=True
+    )
     outcomes = []
     try:
         engine = await container_engine()
         name = await image.ensure(engine, console.print)
     except (EngineMissing, ImageError) as why:
-        console.print(f"[yellow]Not by containers:[/] {why.message}. {why.fix}")
+        console.print(f"[yellow]Not by containers:[/] {why.message}. {why.fix}", soft_wrap=True)
     else:
         outcomes.append(await once(console, engine, name, drawn))
     unsafe = not await sandboxed()
     if unsafe:
-        console.print("[yellow]bubblewrap does not work here[/]: the process runs without a sandbox.")
-    outcomes.append(await once(console, "process", "", drawn, unsafe=unsafe))
+        console.print(
+            "[yellow]bubblewrap does not work here[/]: the process runs without a sandbox.", soft_wrap=True
+        )
+    outcomes.append(await once(console, "process", None, drawn, unsafe=unsafe))
     console.print(table(outcomes))
-    console.print(f"Outputs: {outputs}. All of it took {time.perf_counter() - start:.1f} s.")
+    console.print(f"Outputs: {outputs}. All of it took {time.perf_counter() - start:.1f} s.", soft_wrap=True)
 
 
 def table(outcomes: list[Outcome]) -> Table:
@@ -128,7 +132,7 @@ def table(outcomes: list[Outcome]) -> Table:
 
 
 async def once(
-    console: Console, engine: str, image_name: str, drawn: Path, *, unsafe: bool = False
+    console: Console, engine: str, image_name: str | None, drawn: Path, *, unsafe: bool = False
 ) -> Outcome:
     """One server, one service, one picture.
 
@@ -143,16 +147,18 @@ async def once(
         )
         with outcome.timed("server start"):
             server = await stack.enter_async_context(running(engine, Path(folder), unsafe=unsafe))
-        console.print(f"Server: {server.url}, its API page: {server.url}/docs, S3: {server.s3}")
+        console.print(
+            f"API page: {server.url}/docs, S3 server: {server.s3} (as long as this runs)", soft_wrap=True
+        )
         await through(server, outcome, image_name, drawn)
     console.print("[bold]Log of the job:[/]")
-    console.print(outcome.log, highlight=False, markup=False)
+    console.print(outcome.log.rstrip(), highlight=False, markup=False, soft_wrap=True)
     for file in outcome.files:
-        console.print(f"[bold]Output:[/] {file}")
+        console.print(f"[bold]Output:[/] {file}", soft_wrap=True)
     return outcome
 
 
-async def through(server: Server, outcome: Outcome, image_name: str, drawn: Path) -> None:
+async def through(server: Server, outcome: Outcome, image_name: str | None, drawn: Path) -> None:
     """Make the service, upload the picture, follow the log of its job and fetch what came out.
 
     Raises:
@@ -160,7 +166,7 @@ async def through(server: Server, outcome: Outcome, image_name: str, drawn: Path
     """
     definition = thumbnail(image_name)
     service = str(definition["name"])
-    async with Client(server.url, user=USER, password=server.password) as client:
+    async with Client(server.url, user=server.user, password=server.password) as client:
         with outcome.timed("service made"):
             await client.create(definition)
         storage = await client.storage()
@@ -181,8 +187,11 @@ async def through(server: Server, outcome: Outcome, image_name: str, drawn: Path
             outcome.files.append(file)
 
 
-def thumbnail(image_name: str) -> dict[str, Any]:
-    """The definition of the example's service with its script and the image to use."""
+def thumbnail(image_name: str | None) -> dict[str, Any]:
+    """The definition of the example's service with its script and the image to use, its own if None."""
     file = examples() / EXAMPLE
     (declared,) = parse_fdl(file.read_text(), read_script=lambda name: (file.parent / name).read_text())
-    return {**declared.definition, "image": image_name}
+    definition = dict(declared.definition)
+    if image_name:
+        definition["image"] = image_name
+    return definition

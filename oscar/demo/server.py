@@ -6,40 +6,30 @@ Called by `oscar.demo.run`; starts `oscar serve`, waits until it answers, and en
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import secrets
-import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from oscar.client import Client
 from oscar.errors import Unavailable, Unreachable
 
-USER = "oscar"
 START_WITHIN = 60.0
-STOP_WITHIN = 20.0
+STOP_WITHIN = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a running server is; `password` is the administrator's."""
+    """Where a running server is, and its administrator's account."""
 
     url: str
     s3: str
+    user: str
     password: str = field(repr=False)
     log: Path
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now, no two the same."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 @asynccontextmanager
@@ -54,64 +44,56 @@ async def running(engine: str, folder: Path, *, unsafe: bool = False) -> AsyncIt
     Raises:
         Unavailable: it did not start, with the end of its log.
     """
-    port, s3_port = free_ports(2)
-    server = Server(
-        url=f"http://127.0.0.1:{port}",
-        s3=f"http://127.0.0.1:{s3_port}",
-        password=secrets.token_urlsafe(16),
-        log=folder / "server.log",
-    )
-    # No OSCAR_ setting of the user's own server reaches this one.
+    log = folder / "server.log"
+    # No setting of a server that the user has reaches this one.
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("OSCAR_", "MINIO_"))
     }
     environment |= {
         "OSCAR_DATA": str(folder / "data"),
-        "OSCAR_USERNAME": USER,
-        "OSCAR_PASSWORD": server.password,
-        "OSCAR_SERVICE_PORT": str(port),
-        "OSCAR_S3_PORT": str(s3_port),
+        "OSCAR_SERVICE_PORT": "0",
+        "OSCAR_S3_PORT": "0",
         "OSCAR_ENGINE": engine,
         "OSCAR_UNSAFE_PROCESS": str(unsafe).lower(),
     }
-    with server.log.open("wb") as log:
+    with log.open("wb") as words:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "oscar",
             "serve",
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=words,
+            stderr=words,
             env=environment,
         )
     try:
-        await answers(process, server)
-        yield server
+        yield await answering(process, folder / "data" / "client.json", log)
     finally:
         await ended(process)
 
 
-async def answers(process: asyncio.subprocess.Process, server: Server) -> None:
-    """Wait until the server answers /health.
+async def answering(process: asyncio.subprocess.Process, facts: Path, log: Path) -> Server:
+    """Wait until the server answers /health; it writes where it is into its file of facts.
 
     Raises:
         Unavailable: it ended, or does not answer in time.
     """
 
-    async def ask() -> None:
-        async with Client(server.url) as client:
-            while process.returncode is None:
-                with suppress(Unreachable):
+    async def ask() -> Server:
+        while process.returncode is None:
+            with suppress(FileNotFoundError, Unreachable):
+                said = json.loads(facts.read_text())
+                async with Client(said["endpoint"]) as client:
                     if await client.health():
-                        return
-                await asyncio.sleep(0.02)  # nobody tells when a process of ours listens
-        raise Unavailable(f"The server ended with code {process.returncode}:\n{tail(server.log)}")
+                        return Server(said["endpoint"], said["s3"], said["user"], said["password"], log)
+            await asyncio.sleep(0.02)  # nobody tells when a process of ours listens
+        raise Unavailable(f"The server ended with code {process.returncode}:\n{tail(log)}")
 
     try:
-        await asyncio.wait_for(ask(), START_WITHIN)
+        return await asyncio.wait_for(ask(), START_WITHIN)
     except TimeoutError:
-        raise Unavailable(f"The server does not answer:\n{tail(server.log)}") from None
+        raise Unavailable(f"The server does not answer:\n{tail(log)}") from None
 
 
 async def ended(process: asyncio.subprocess.Process) -> None:
