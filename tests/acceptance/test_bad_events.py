@@ -128,6 +128,34 @@ def test_defect_7_a_large_body_arrives_whole(http: httpx2.Client, service: str) 
     assert archive.read("event") == body
 
 
+def listed(http: httpx2.Client, service: str) -> set[str]:
+    return set(http.get(f"/system/logs/{service}").json()["jobs"])
+
+
+def test_defect_5_each_object_of_an_event_is_a_job(http: httpx2.Client, service: str) -> None:
+    records = [put(service, key)["Records"][0] for key in ("in/a", "in/b", "in/c")]
+    answer = http.post(f"/job/{service}", json={"Records": records})
+    assert answer.status_code == 201, answer.text
+    assert len(listed(http, service)) == 3
+    for job in listed(http, service):
+        http.post(f"/system/jobs/{service}/{job}/cancel")
+
+
+def test_defect_6_announced_replications_start_nothing(http: httpx2.Client, service: str) -> None:
+    event = put(service, "in/a")
+    event["Records"][0]["s3"]["object"]["userMetadata"]["X-Amz-Replication-Status"] = "PENDING"
+    assert http.post(f"/job/{service}", json=event).status_code == 201
+    assert listed(http, service) == set()
+
+
+def test_services_in_a_circle_come_to_an_end(http: httpx2.Client, service: str) -> None:
+    for count, reason in ((17, "event_loop"), (10**8, "event_loop")):
+        event = put(service, "in/a")
+        event["Records"][0]["s3"]["object"]["userMetadata"]["X-Amz-Meta-Oscar-Hops"] = str(count)
+        accepted = http.post(f"/job/{service}", json=event).json()
+        assert ended(http, service, accepted["job_id"])["reason"] == reason
+
+
 def payloads(count: int) -> list[bytes]:
     """Events that were right once, each with a few places changed."""
     seeds = [
