@@ -191,8 +191,10 @@ class Crew:
 
     def release(self, place: Place) -> None:
         """The worker can take another request."""
-        self.pool.release(place, self._loop.time())
-        if self.pool.waiting or place.version != self.pool.version or self._timer is None:
+        pool = self.pool
+        pool.release(place, self._loop.time())
+        too_late = self._timer is None or self._timer.when() > place.since + pool.bounds.idle
+        if pool.waiting or place.version != pool.version or too_late:
             self.settle()
 
     def end(self, place: Place) -> asyncio.Task[None]:

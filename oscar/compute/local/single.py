@@ -100,10 +100,12 @@ class Single:
         kit = self._kit
         if kit is None:
             raise EngineError("the worker was not started")
+        script = f"{self.folder.config_inside}/script.sh"
         return Sandbox(
             name=name,
             image=kit.image,
-            argv=(SHELL, f"{self.folder.config_inside}/script.sh") if kit.script else (),
+            # Both outputs in one, so that their lines keep their order.
+            argv=(SHELL, "-c", f"exec 2>&1; exec {SHELL} '{script}'") if kit.script else (),
             env={**kit.env, **variables},
             mounts=self.folder.mounts(kit),
             workdir=self.folder.workdir,

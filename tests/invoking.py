@@ -1,0 +1,132 @@
+"""A house of warm workers for tests: an engine, the workers, and services made of a script.
+
+Called by `tests/contract/test_invokes*.py` and `benchmarks/sync.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from oscar.compute.base import Answer, Run
+from oscar.compute.local.crew import CrewStats, Limits
+from oscar.compute.local.engine import Engine
+from oscar.compute.local.workers import Workers
+from oscar.model.service import Service
+from oscar.objects.base import ObjectStore
+from oscar.objects.s3 import S3Store
+from oscar.supervisor.providers import Providers
+
+NO_STORE = S3Store("http://127.0.0.1:1", "nobody", "nothing")
+"""For services without inputs and outputs: whoever asks it for something fails."""
+
+
+@dataclass(slots=True)
+class House:
+    """Workers on an engine."""
+
+    engine: Engine
+    workers: Workers
+    image: str
+    folder: Path
+    names: dict[str, int] = field(default_factory=dict)
+
+    def service(self, script: str, **fields: Any) -> Service:
+        """A service with enough CPU not to be slowed down by its own limit."""
+        return Service(
+            **{
+                "name": "hello",
+                "owner": "somebody",
+                "image": self.image,
+                "script": script,
+                "cpu": "2",
+                "memory": "512Mi",
+                **fields,
+            }
+        )
+
+    async def call(
+        self,
+        service: Service,
+        payload: bytes | Path = b"{}",
+        *,
+        user: str = "ann",
+        timeout: float | None = 60,
+        environment: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """A synchronous call."""
+        run_id = uuid.uuid4().hex
+        return await self.workers.invoke(
+            Run(
+                run_id, run_id, 1, service, payload, user=user, timeout=timeout, environment=environment or {}
+            )
+        )
+
+    async def text(self, service: Service, payload: bytes = b"{}", **how: Any) -> str:
+        """What a call of a script that succeeds prints."""
+        answer = await self.call(service, payload, **how)
+        assert answer.exit_code == 0, answer
+        return answer.body.decode()
+
+    def stats(self) -> CrewStats:
+        """How the workers of the only service do."""
+        (stats,) = self.workers.stats()
+        return stats
+
+
+@asynccontextmanager
+async def open_house(
+    engine: Engine, image: str, folder: Path, limits: Limits | None = None, store: ObjectStore | None = None
+) -> AsyncIterator[House]:
+    """Workers for the length of a block; nothing of them may be left after it."""
+    own = store or NO_STORE
+    workers = Workers(engine, folder, lambda run: Providers(run.service, own), limits)
+    await workers.start()
+    try:
+        yield House(engine, workers, image, folder)
+    finally:
+        await workers.stop()
+    assert await engine.names("w-") == []
+    assert list(folder.iterdir()) == []
+
+
+async def until(condition: Callable[[], Any], *, seconds: float = 30) -> None:
+    """Wait for something outside of this program that tells nobody when it happens."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never happened"
+        await asyncio.sleep(0.01)
+
+
+def alive(word: str) -> bool:
+    """Whether a process of this machine has that word in its command line."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word.encode() in path.read_bytes().split(b"\0"):
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return False
+
+
+def lasting() -> str:
+    """An argument for `sleep` that no other process has."""
+    return f"{100_000 + uuid.uuid4().int % 900_000}.{uuid.uuid4().int % 900_000}"
+
+
+def encoded(content: bytes) -> bytes:
+    """A body that isn't JSON, as clients send it."""
+    return base64.b64encode(content)
+
+
+def as_json(value: Any) -> bytes:
+    """A JSON body."""
+    return json.dumps(value).encode()
