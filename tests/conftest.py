@@ -15,6 +15,7 @@ import pytest
 from _pytest.terminal import TerminalReporter
 
 from tests import images, postgres
+from tests import server as servers
 
 SKIPS = Path(__file__).with_name("skips.txt")
 UNEXPECTED = pytest.StashKey[list[tuple[str, str]]]()
@@ -76,6 +77,13 @@ class SkipWatch:
 def anyio_backend() -> str:
     """The only event loop there is."""
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """The real program as a process with the process engine, one for a file of tests."""
+    with servers.running(tmp_path_factory.mktemp("server") / "data") as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
