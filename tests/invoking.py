@@ -10,15 +10,17 @@ import base64
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from oscar.compute.base import Answer, Run
+from oscar.compute.local.containers import Containers
 from oscar.compute.local.crew import CrewStats, Limits
-from oscar.compute.local.engine import Engine
+from oscar.compute.local.engine import Engine, Facts
+from oscar.compute.local.processes import Processes
 from oscar.compute.local.workers import Workers
 from oscar.model.service import Service
 from oscar.objects.base import ObjectStore
@@ -27,6 +29,22 @@ from oscar.supervisor.providers import Providers
 
 NO_STORE = S3Store("http://127.0.0.1:1", "nobody", "nothing")
 """For services without inputs and outputs: whoever asks it for something fails."""
+
+
+class Tool(Protocol):
+    """A container engine that works here."""
+
+    @property
+    def image(self) -> str:
+        """An image with `/bin/sh`."""
+
+    @property
+    def user_image(self) -> str:
+        """The same with another user than root."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the engine can do."""
 
 
 @dataclass(slots=True)
@@ -98,6 +116,47 @@ async def open_house(
     assert list(folder.iterdir()) == []
 
 
+class Street:
+    """Builds houses on one engine; where the engine needs a long look, `facts` come from an earlier one."""
+
+    def __init__(self, kind: str, folder: Path, tool: Tool | None = None) -> None:
+        self.kind = kind
+        self.folder = folder
+        self.image = tool.image if tool else "none"
+        self.user_image = tool.user_image if tool else ""
+        self._facts = tool.facts if tool else None
+
+    def engine(self) -> Engine:
+        """The engine, as a new server would make it."""
+        folder = self.folder / "engine"
+        folder.mkdir(exist_ok=True)
+        if self._facts is None:
+            return Processes(folder, installation="test")
+        return Containers(self.kind, folder, installation=f"test-{self.folder.name}", facts=self._facts)
+
+    def live(
+        self,
+        scenario: Scenario,
+        limits: Limits | None = None,
+        store: ObjectStore | None = None,
+        image: str = "",
+    ) -> None:
+        """Run a scenario in a new house."""
+
+        async def run() -> None:
+            engine = self.engine()
+            try:
+                if not engine.facts.version:
+                    await engine.probe()
+                folder = self.folder / "workers"
+                async with open_house(engine, image or self.image, folder, limits, store) as house:
+                    await scenario(house)
+            finally:
+                await engine.close()
+
+        asyncio.run(run())
+
+
 async def until(condition: Callable[[], Any], *, seconds: float = 30) -> None:
     """Wait for something outside of this program that tells nobody when it happens."""
     deadline = time.monotonic() + seconds
@@ -130,3 +189,6 @@ def encoded(content: bytes) -> bytes:
 def as_json(value: Any) -> bytes:
     """A JSON body."""
     return json.dumps(value).encode()
+
+
+Scenario = Callable[[House], Awaitable[None]]

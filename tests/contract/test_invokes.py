@@ -8,76 +8,22 @@ import io
 import os
 import random
 import zipfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from oscar.compute.local.containers import Containers
 from oscar.compute.local.crew import Limits
-from oscar.compute.local.engine import Engine, Facts
-from oscar.compute.local.processes import Processes
 from oscar.errors import BadRequest, InvocationTimeout, TooManyRequests, Unavailable
 from oscar.model.service import Service
 from oscar.objects.s3 import S3Store
 from tests import s3_server
-from tests.invoking import House, alive, as_json, encoded, lasting, open_house, until
+from tests.contract.conftest import CONTAINERS
+from tests.invoking import House, Street, alive, as_json, encoded, lasting, until
 
-Scenario = Callable[[House], Awaitable[None]]
 ODD = "two  spaces * $HOME `id` \"double\" 'single' \\ back\nnew line\ttab é €\r!#~{}[]?;&|<>\n\n"
 
 
-class Street:
-    """Builds houses on one engine."""
-
-    def __init__(self, make: Callable[[Path], Engine], image: str, folder: Path) -> None:
-        self.make = make
-        self.image = image
-        self.folder = folder
-
-    def live(self, scenario: Scenario, limits: Limits | None = None, store: S3Store | None = None) -> None:
-        """Run a scenario in a new house."""
-
-        async def run() -> None:
-            engine = self.make(self.folder / "engine")
-            try:
-                await engine.probe()
-                async with open_house(engine, self.image, self.folder / "workers", limits, store) as house:
-                    await scenario(house)
-            finally:
-                await engine.close()
-
-        asyncio.run(run())
-
-
-@pytest.fixture(scope="session")
-def container_facts(
-    container_engine: str, busybox_image: str, tmp_path_factory: pytest.TempPathFactory
-) -> Facts:
-    """What the container engine can do here, found out once."""
-
-    async def probe() -> Facts:
-        engine = Containers(container_engine, tmp_path_factory.mktemp("probe"), installation="test-facts")
-        try:
-            await engine.probe()
-        finally:
-            await engine.close()
-        return engine.facts
-
-    return asyncio.run(probe())
-
-
-@pytest.fixture(params=["process", "container"])
-def street(request: pytest.FixtureRequest, tmp_path: Path) -> Street:
-    if request.param == "process":
-        return Street(lambda folder: Processes(folder, installation="test"), "none", tmp_path)
-    program, image = request.getfixturevalue("container_engine"), request.getfixturevalue("busybox_image")
-    facts = request.getfixturevalue("container_facts")
-    installation = f"test-{tmp_path.name}-{os.getpid()}"
-    return Street(
-        lambda folder: Containers(program, folder, installation=installation, facts=facts), image, tmp_path
-    )
-
+pytestmark = pytest.mark.parametrize("street", ["process", *CONTAINERS], indirect=True)
 
 # What goes in.
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from oscar import telemetry
 from oscar.compute.local.engine import Engine
 from oscar.compute.local.pool import Bounds, Expire, Give, Place, Pool, Stage, Start, Stop, Ticket, evict
 from oscar.compute.local.single import Single
@@ -76,6 +75,8 @@ class Yard:
         self.folder = folder
         self.limits = limits
         self.crews: dict[tuple[str, str], Crew] = {}
+        self.epoch = secrets.token_hex(3)
+        """In the names of all workers of this server's life."""
         self.shares_fifo = engine.shares_fifo
         self.cores = cores or len(os.sched_getaffinity(0))
         self._most = limits.workers or 4 * self.cores
@@ -138,9 +139,10 @@ class Crew:
         self._loop = asyncio.get_running_loop()
         self._cold: deque[float] = deque(maxlen=20)
         self._cold_starts = 0
+        self._serial = 0
         self._trouble: OscarError | None = None
         self._gone = asyncio.Event()
-        self._log = structlog.get_logger().bind(service=service, owner=owner)
+        self._log = telemetry.get("workers").bind(service=service, owner=owner)
 
     # For requests.
 
@@ -292,7 +294,8 @@ class Crew:
     async def _start(self, place: Place) -> None:
         kit = self.kit
         warm = kit.script and self._yard.shares_fifo
-        name = f"{self._prefix}-{secrets.token_hex(4)}"
+        self._serial += 1
+        name = f"{self._prefix}-{self._yard.epoch}-{self._serial}"
         make = Worker if warm else Single
         worker = make(self._yard.engine, name, self._yard.folder / name, log_limit=self._yard.limits.log)
         self._workers[place] = worker

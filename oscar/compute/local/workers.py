@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from oscar import telemetry
 from oscar.compute.base import Answer, Run
 from oscar.compute.local.crew import Crew, CrewStats, Limits, Yard
 from oscar.compute.local.engine import Engine
@@ -24,7 +25,7 @@ from oscar.compute.local.pool import Bounds
 from oscar.compute.local.single import Single
 from oscar.compute.local.worker import Reply, Worker
 from oscar.compute.local.workfolder import Kit, WorkFolder, remove_folder
-from oscar.errors import InvocationTimeout, ServiceNotFound, StorageError, Unavailable
+from oscar.errors import InvocationTimeout, OscarError, ServiceNotFound, StorageError, Unavailable
 from oscar.model.object import Producer
 from oscar.model.secrets import without_secrets
 from oscar.model.service import Service
@@ -91,22 +92,30 @@ class Workers:
         self._providers = providers
         self._host = socket.gethostname()
         self._yard = Yard(engine, folder, self._limits)
+        self._log = telemetry.get("workers")
         self._stopping = False
         self._serving = 0
         self._quiet = asyncio.Event()
 
     async def start(self) -> None:
-        """Remove what a server that was killed left behind.
-
-        Raises:
-            EngineError: the engine does not work.
-        """
+        """Take up work; what a server that was killed left behind is removed meanwhile."""
         await asyncio.to_thread(self._folder.mkdir, parents=True, exist_ok=True, mode=0o700)
-        names = await self._engine.names(PREFIX)
-        await asyncio.gather(*(self._engine.remove(name) for name in names))
-        left = await asyncio.to_thread(lambda: list(self._folder.iterdir()))
-        for folder in left:
-            await remove_folder(self._engine, folder)
+        self._yard.spawn(self._sweep(), "sweep of old workers")
+
+    async def _sweep(self) -> None:
+        # Such workers take no requests any more: they end by themselves with the server that they belong to.
+        try:
+            for name in await self._engine.names(PREFIX):
+                if not self._is_ours(name):
+                    await self._engine.remove(name)
+            for folder in await asyncio.to_thread(lambda: list(self._folder.iterdir())):
+                if not self._is_ours(folder.name):
+                    await remove_folder(self._engine, folder)
+        except (OscarError, OSError) as error:
+            self._log.warning("old workers can't be removed", error=str(error))
+
+    def _is_ours(self, name: str) -> bool:
+        return name.split("-")[2:3] == [self._yard.epoch]
 
     async def stop(self) -> None:
         """Take no more requests, let those under way end, then end all workers."""

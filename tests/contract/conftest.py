@@ -1,0 +1,98 @@
+"""Fixtures of the suites of engines: machines with processes, podman and docker, where those work."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from oscar.compute.local.containers import Containers
+from oscar.compute.local.engine import Facts
+from oscar.errors import EngineMissing
+from oscar.objects.base import ObjectStore
+from oscar.objects.s3 import S3Store
+from tests import computing, images, s3_server
+from tests.computing import Machine
+from tests.invoking import Street
+
+CONTAINERS = [pytest.param(name, marks=pytest.mark.containers) for name in ("podman", "docker")]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A container engine that works here."""
+
+    name: str
+    facts: Facts
+    image: str
+    user_image: str
+
+
+class Tools:
+    """Finds out once about each container engine what it can do."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, Tool | str] = {}
+
+    def get(self, name: str) -> Tool:
+        if name not in self._known:
+            try:
+                self._known[name] = asyncio.run(self._find(name))
+            except (EngineMissing, images.ImageImpossible, OSError, subprocess.SubprocessError) as why:
+                self._known[name] = str(why)
+        found = self._known[name]
+        if isinstance(found, str):
+            pytest.skip(f"{name} does not work here: {found}")
+        return found
+
+    async def _find(self, name: str) -> Tool:
+        engine = Containers(name, self._folder / name, installation="test-facts")
+        try:
+            await engine.probe()
+        finally:
+            await engine.close()
+        return Tool(name, engine.facts, images.busybox(name), images.busybox(name, "USER 1001"))
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    return Tools(tmp_path_factory.mktemp("tools"))
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
+    with s3_server.running(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def store(s3: s3_server.Server) -> ObjectStore:
+    return S3Store(s3.endpoint, s3_server.ALICE.access_key, s3_server.ALICE.secret_key)
+
+
+@pytest.fixture
+def machine(
+    request: pytest.FixtureRequest, store: ObjectStore, tools: Tools, tmp_path: Path
+) -> Iterator[Machine]:
+    """The engine that the test is parametrized with, by way of this fixture (`indirect`)."""
+    if request.param == "fake":
+        yield computing.fake(store, tmp_path)
+        return
+    if request.param == "process":
+        found = computing.local("process", store, tmp_path, "none")
+    else:
+        tool = tools.get(request.param)
+        found = computing.local(tool.name, store, tmp_path, tool.image, tool.user_image, tool.facts)
+    yield found
+    asyncio.run(found.clean())
+
+
+@pytest.fixture
+def street(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Street:
+    """The engine that the test is parametrized with, for warm workers."""
+    return Street(request.param, tmp_path, None if request.param == "process" else tools.get(request.param))
