@@ -165,8 +165,9 @@ class Objects(Uploads):
         statement = self._insert(tables.buckets).values(
             created=bucket.created or now_ms(), **from_bucket(bucket)
         )
-        statement = statement.on_conflict_do_nothing()
-        return await self._store.write(lambda connection: bool(connection.execute(statement).rowcount))
+        # By RETURNING: the row count of an INSERT that may do nothing is not known on every driver.
+        made = statement.on_conflict_do_nothing().returning(tables.buckets.c.name)
+        return await self._store.write(lambda connection: connection.execute(made).first() is not None)
 
     async def replace_bucket(self, bucket: Bucket) -> None:
         """See `ObjectIndex.replace_bucket`."""
@@ -268,7 +269,7 @@ class Objects(Uploads):
     def _first_delivery(self, connection: sa.Connection, producer: Producer, obj: Object) -> bool:
         row = {"job_id": producer.job_id, "bucket": obj.bucket, "key": obj.key}
         statement = self._insert(tables.deliveries).values(row).on_conflict_do_nothing()
-        return bool(connection.execute(statement).rowcount)
+        return connection.execute(statement.returning(tables.deliveries.c.key)).first() is not None
 
     def _put(
         self,
@@ -327,7 +328,9 @@ class Objects(Uploads):
             .where(table.c.bucket == bucket, table.c.key.in_(list(keys)))
             .returning(table.c.key, table.c.generation)
         )
-        return await self._store.write(lambda connection: dict(connection.execute(statement).tuples().all()))
+        return await self._store.write(
+            lambda connection: {row.key: row.generation for row in connection.execute(statement)}
+        )
 
     async def referenced(self, generations: Sequence[str]) -> set[str]:
         """See `ObjectIndex.referenced`."""
