@@ -136,6 +136,8 @@ class Attempt:
         started = await asyncio.to_thread(self.place.started)
         if started and started.boot != boot_id():
             # What the script wrote last may not have reached the disk, so not even a recorded exit counts.
+            await self._insist(lambda: self._engine.kill(self._sandbox))
+            await self._exit()
             return _End(Trouble.LOST, "the machine was restarted while the script ran")
         if started and not ended:
             # An earlier server's: None when the engine is certain that the script has not begun.
@@ -359,14 +361,14 @@ def _trouble_of(error: OscarError) -> Trouble:
 
 def _judge(ended: Exit, killed: Trouble | None, asked: Asked) -> _End:
     """What a script's end means."""
-    if ended.refused:
-        return _End(Trouble.OUR, ended.refused)
     if killed is Trouble.CANCELLED:
         return _End(Trouble.CANCELLED, "cancelled")
     if ended.code == 0:
         return _End(exit_code=0)
     if killed is Trouble.TIMEOUT:
         return _End(Trouble.TIMEOUT, f"killed: it ran longer than {asked.timeout:g} s")
+    if ended.refused:
+        return _End(Trouble.OUR, ended.refused)
     if ended.code is None:
         return _End(Trouble.LOST, "nobody knows how the script ended: the engine has lost it")
     if ended.killed_by_oom:

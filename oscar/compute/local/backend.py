@@ -71,6 +71,7 @@ class LocalCompute:
         self._attempts: dict[str, Attempt] = {}
         self._changes: asyncio.Queue[RunState] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._trimming: asyncio.Task[None] | None = None
         self._description = ""
         self._log = telemetry.get("compute")
 
@@ -89,7 +90,7 @@ class LocalCompute:
             self._attempts[asked.name] = attempt
             attempt.begin(state)
         self._background(self._sweep())
-        self._background(self._trim())
+        self._trimming = self._background(self._trim())
         if self._recheck:
             self._background(self._call(self._recheck))
 
@@ -264,10 +265,16 @@ class LocalCompute:
 
     # In the background.
 
-    def _background(self, act: Coroutine[Any, Any, None]) -> None:
+    async def idle(self) -> None:
+        """Wait until what was forgotten is removed."""
+        while waiting := {task for task in self._tasks if task is not self._trimming}:
+            await asyncio.wait(waiting)
+
+    def _background(self, act: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(act)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _call(self, act: Callable[[], Awaitable[None]]) -> None:
         await act()

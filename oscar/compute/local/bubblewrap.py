@@ -90,6 +90,9 @@ def arguments(
             "--bounding-set=-all",
             "--inh-caps=-all",
         )
+        # The first process stays with root: the kernel forgets that a process is to die with its parent when
+        # its user changes, and without that a script would outlive its killed keeper.
+        drop = ("/bin/sh", "-c", '"$@"; exit $?', "sh", *drop)
     options += ["--clearenv"]
     for name, value in variables.items():
         options += ["--setenv", name, value]

@@ -7,7 +7,10 @@ https://docs.kernel.org/admin-guide/cgroup-v1/.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +18,8 @@ PERIOD = 100_000
 """Microseconds of a CPU period."""
 MOST_PROCESSES = 4096
 """Against fork bombs; more than any honest script has."""
+_DYING_PAUSES = (0.01, 0.05, 0.2, 1.0)
+"""Seconds that a killed process may take to leave its group."""
 SHARES = {"memory", "cpu", "pids"}
 
 
@@ -39,11 +44,23 @@ class Cgroups:
         return [str(group) for group in groups]
 
     def remove(self, name: str) -> None:
-        """Remove the groups of a sandbox that has ended. Silent if absent."""
+        """Remove the groups of a sandbox that has ended, with what may still be dying in them. Blocking.
+
+        Raises:
+            OSError: they can't be removed.
+        """
         for base in set(self.bases.values()):
             group = base / name
-            if group.is_dir():
-                group.rmdir()
+            for pause in (*_DYING_PAUSES, None):
+                try:
+                    group.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    if pause is None:
+                        raise
+                    _kill_all(group)
+                    time.sleep(pause)
 
     def _limits(self, name: str, *, cpu: int, memory: int) -> list[tuple[Path, str]]:
         limits: list[tuple[Path, str]] = []
@@ -64,6 +81,13 @@ class Cgroups:
         if "pids" in of:
             limits.append((of["pids"] / "pids.max", str(MOST_PROCESSES)))
         return limits
+
+
+def _kill_all(group: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def find(installation: str, *, proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> Cgroups:

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from oscar.compute.local import environment
 from oscar.errors import EngineError
@@ -42,8 +43,16 @@ class Said:
 class Cli:
     """One of the tools; at most so many calls run at once, because they take turns at the engine's locks."""
 
-    def __init__(self, program: str, *, at_once: int = 0) -> None:
+    def __init__(self, program: str, folder: Path, *, at_once: int = 0) -> None:
+        """Make it.
+
+        Args:
+            program: `podman` or `docker`.
+            folder: where it is called; it exists by then. Some versions of conmon leave a file `oom` there.
+            at_once: calls that run at once, 0 for what suits this machine.
+        """
         self.program = program
+        self.folder = folder
         self._calls: set[asyncio.Task[Said]] = set()
         self._turn = asyncio.Semaphore(at_once or max(4, 2 * (os.cpu_count() or 1)))
 
@@ -102,6 +111,7 @@ class Cli:
                     pass_fds=files,
                     # Neither Ctrl-C nor the death of this server ends a call half-way.
                     start_new_session=True,
+                    cwd=self.folder,
                 )
             except OSError as error:
                 raise EngineError(f"{self.program} can't be called: {error.strerror}") from error
@@ -113,7 +123,7 @@ class Cli:
             except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-                await process.wait()
+                await process.communicate()
                 raise EngineError(f"{self.program} {args[0]} did not end in {limit:.0f} s") from None
         return Said(process.returncode or 0, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
 
@@ -138,6 +148,7 @@ class Cli:
             stderr=asyncio.subprocess.DEVNULL,
             env=own_environment(),
             start_new_session=True,
+            cwd=self.folder,
             limit=LONGEST_LINE,
         )
         assert process.stdout is not None  # noqa: S101 - for the type checker: it was asked for
@@ -147,7 +158,8 @@ class Cli:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            # Reads to the end, else its pipe is left open.
+            await process.communicate()
 
 
 def _nameless_file(text: str) -> int:

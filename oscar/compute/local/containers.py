@@ -32,6 +32,7 @@ _IMAGE = re.compile(
     r"(?:(?P<host>[A-Za-z0-9.-]+\.[A-Za-z0-9.-]*(?::\d+)?|[A-Za-z0-9-]+:\d+|localhost)/)?"
     r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[A-Za-z0-9]+:[0-9a-fA-F]{32,})?"
 )
+_NO_IMAGE = re.compile(r"no such image|image not known|unable to find image", re.IGNORECASE)
 _PULL_LIMIT = 3600.0
 _LOOK_PAUSE = 2.0
 _LOG_LABEL = "oscar.log"
@@ -70,7 +71,7 @@ class Containers:
         self.name = program
         self.folder = folder
         self.facts = facts or Facts("")
-        self.cli = Cli(program)
+        self.cli = Cli(program, folder / ".tool")
         self._installation = installation
         self._exits = Exits(self.cli, installation)
         self._logs = DockerLogs(self.cli)
@@ -82,9 +83,13 @@ class Containers:
 
     async def probe(self) -> str:
         """Run a container that does nothing; see `Engine`."""
-        await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(self._make_folders)
         self.facts = await examine(self.cli, self.folder)
         return f"{self.facts.version} ({self.facts.detail})"
+
+    def _make_folders(self) -> None:
+        for folder in (self.folder, self.cli.folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def resume(self, facts: Facts) -> None:
         """Take over what an earlier `probe` found; only whether the engine answers is tried.
@@ -92,7 +97,7 @@ class Containers:
         Raises:
             EngineMissing: it does not.
         """
-        await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(self._make_folders)
         said = await self.cli.run(
             "version",
             "--format",
@@ -144,7 +149,7 @@ class Containers:
         self._exits.expect(sandbox.name)
         try:
             said = await self._run(sandbox)
-            if said.code != 0 and "no such image" in said.err.lower():
+            if said.code != 0 and _NO_IMAGE.search(said.err):
                 # Removed behind our back since it was last seen.
                 self._images.pop(sandbox.image, None)
                 await self.ensure_image(sandbox.image)

@@ -158,7 +158,10 @@ def record(task: dict, code: int, status: bytes, words: bytes) -> None:  # type:
     if task["args"] is None:
         refused = status.decode("utf-8", "replace")
     elif code > 0 and b'"exit-code"' not in status:
-        refused = (words or status).decode("utf-8", "replace") or "no reason given"
+        # Before its own first words bwrap's status is empty, and may hold those of `become`.
+        refused = (words or status.partition(b"{")[0]).decode(
+            "utf-8", "replace"
+        ) or "ended while it was set up"
     if code < 0:
         code = 128 - code
     oom = bool(code) and any(oom_kills(cgroup) for cgroup in task["cgroups"])
