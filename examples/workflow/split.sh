@@ -6,4 +6,5 @@ awk -v prefix="$TMP_OUTPUT_DIR/${name%.*}" '
     /^# / { number++ }
     { print > sprintf("%s-%02d.chapter", prefix, number) }
 ' "$INPUT_FILE_PATH"
-ls "$TMP_OUTPUT_DIR" | wc -l >"$TMP_OUTPUT_DIR/${name%.*}.log"
+chapters=$(ls "$TMP_OUTPUT_DIR" | wc -l)
+echo "$chapters" >"$TMP_OUTPUT_DIR/${name%.*}.log"

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
 
 
 def as_json(value: Any) -> None:
@@ -26,6 +25,10 @@ def as_json(value: Any) -> None:
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows: drawn on a terminal, else in plain columns that are never cut."""
+    # Takes a tenth of a second to import, which commands without a table don't pay.
+    from rich.console import Console
+    from rich.table import Table
+
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     console = Console()
     if console.is_terminal:
@@ -118,6 +121,10 @@ class Transfers:
 @contextmanager
 def transfers(*, quiet: bool = False) -> Iterator[Transfers]:
     """Show progress while the block runs: on a terminal only, and not when `quiet`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield Transfers(None)
