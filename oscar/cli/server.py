@@ -85,6 +85,8 @@ def doctor(as_json: JsonOption = False) -> None:
 
     found = asyncio.run(report(Settings()))
     if as_json:
-        output.as_json(found)
+        output.as_json([finding.as_dict() for finding in found])
     else:
-        typer.echo(found)
+        typer.echo("\n".join(map(str, found)))
+    if any(finding.level == "missing" for finding in found):
+        raise typer.Exit(1)

@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import os
 import re
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -191,6 +192,18 @@ def _last_gap(fd: int, size: int) -> int:
     """Where the last stretch of data begins: 0 without a dropped middle."""
     hole = os.lseek(fd, 0, os.SEEK_HOLE) if size else 0
     return _data(fd, hole, size) if hole < size else 0
+
+
+def keeps_size(folder: Path) -> bool:
+    """Whether logs in that folder can be kept at their size: its file system drops parts of files. Blocking."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4 * _PAGE))
+        file.flush()
+        try:
+            _punch(file.fileno(), _PAGE, _PAGE)
+        except OSError:
+            return False
+    return True
 
 
 def _up(value: int) -> int:

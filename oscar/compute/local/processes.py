@@ -171,6 +171,8 @@ class Processes:
 
     def _task(self, sandbox: Sandbox, folder: Path, lock: int) -> dict[str, Any]:
         """What the shim is to do; see `shim.main`."""
+        if not self._cgroups.here:  # another server of this installation has ended
+            self._cgroups = find_cgroups(self._installation)
         env = {"PATH": bubblewrap.PATH, "HOME": "/tmp", **sandbox.env}  # noqa: S108 - of the sandbox
         task: dict[str, Any] = {
             "folder": str(folder),
@@ -278,7 +280,8 @@ class Processes:
             await asyncio.to_thread(make_readable, folder)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Nothing is held; see `Engine`."""
+        await asyncio.to_thread(self._cgroups.leave)
 
     def _place(self, name: str) -> Path:
         if not _NAME.fullmatch(name):

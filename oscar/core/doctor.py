@@ -1,0 +1,117 @@
+"""What this machine can do as a home for functions, and what is missing: `oscar doctor`.
+
+Called by the CLI without a server. Tries each engine by running something in it (`compute.local.detect`), looks at
+the disk and at the ports. Changes nothing that lasts, but for a tiny image in the container engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from oscar.compute.local import machine
+from oscar.compute.local.detect import ORDER, Place, Trial, try_all
+from oscar.compute.local.logs import keeps_size
+from oscar.model.resources import format_cpu
+from oscar.settings import Settings
+
+_GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    topic: str
+    level: str
+    """`ok`, `warning` (works, but not all) or `missing`."""
+    words: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        mark = {"ok": "ok     ", "warning": "warning", "missing": "MISSING"}[self.level]
+        return f"{mark}  {self.topic}: {self.words}" + (f"\n         {self.fix}" if self.fix else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The finding as JSON."""
+        return asdict(self)
+
+
+async def report(settings: Settings) -> list[Finding]:
+    """Look at everything; what is wanted and does not work has the level `missing`."""
+    # Engines are tried where they will work: another disk may be mounted differently.
+    base = settings.data if settings.data.is_dir() and os.access(settings.data, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix=".doctor", dir=base) as folder:
+        place = Place(Path(folder), "doctor", unsafe=settings.unsafe_process)
+        trials = await try_all(place)
+        findings = [*_engines(trials, settings.engine)]
+    cpu, memory = machine.size()
+    findings.append(Finding("machine", "ok", f"{format_cpu(cpu)} cores, {memory / _GIB:.1f} GiB of memory"))
+    findings += await asyncio.to_thread(_disk, settings)
+    findings += [
+        _port("API", settings.host, settings.port, "OSCAR_SERVICE_PORT"),
+        _port("S3", settings.host, settings.s3_port, "OSCAR_S3_PORT"),
+    ]
+    return findings
+
+
+def _engines(trials: list[Trial], wanted: str) -> list[Finding]:
+    findings: list[Finding] = []
+    working = [trial.name for trial in trials if trial.works]
+    for trial in trials:
+        level = "ok" if trial.works else "missing" if trial.name == wanted else "warning"
+        findings.append(Finding(f"engine {trial.name}", level, trial.words))
+        findings += [Finding(f"engine {trial.name}", "warning", words) for words in trial.facts.warnings]
+    chosen = wanted if wanted in working else next((name for name in ORDER if name in working), "")
+    if wanted not in {"auto", chosen} or not chosen:
+        fix = "Install podman, docker or bubblewrap, or choose another engine by OSCAR_ENGINE."
+        findings.append(Finding("engine", "missing", f"{wanted} does not work here", fix))
+    elif chosen == "process" and wanted == "auto":
+        fix = "Install podman or docker; or set OSCAR_ENGINE=process to have scripts use this machine's programs."
+        findings.append(
+            Finding("engine", "warning", "only processes work: services with images are refused", fix)
+        )
+    else:
+        findings.append(Finding("engine", "ok", f"{chosen} runs the functions"))
+    return findings
+
+
+def _disk(settings: Settings) -> list[Finding]:
+    folder = settings.data
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        fix = "Set OSCAR_DATA to a folder that this user can write to."
+        return [Finding("data folder", "missing", f"{settings.data} can't be written", fix)]
+    free = shutil.disk_usage(folder).free
+    reserve = settings.disk_reserve * 1024 * 1024
+    words = f"{settings.data}, {free / _GIB:.1f} GiB free"
+    findings = [
+        Finding("data folder", "ok", words)
+        if free > 2 * reserve
+        else Finding("data folder", "warning", words, "Uploads are refused when the disk is nearly full.")
+    ]
+    if not keeps_size(folder):
+        fix = "A script that writes without end can fill the disk."
+        findings.append(Finding("logs", "warning", "this file system can't drop the middle of a log", fix))
+    return findings
+
+
+def _port(what: str, host: str, port: int, setting: str) -> Finding:
+    if port == 0:
+        return Finding(f"port of {what}", "ok", "a free one is taken")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            fix = f"A server may be running already; else set {setting} to another port, or to 0."
+            return Finding(f"port of {what}", "warning", f"{host}:{port}: {error.strerror}", fix)
+    return Finding(f"port of {what}", "ok", f"{host}:{port} is free")
