@@ -1,25 +1,24 @@
 """Files to and from the object store, in pieces: memory stays flat whatever their size.
 
-Speaks S3 by obstore with the keys that `/system/config` gives to each user, so it works against the
-built-in server, MinIO and any S3. Called by `client.rest` (which makes it) and users; raises
-`oscar.errors`.
+Speaks S3 by obstore with the keys that `/system/config` gives to each user, so it works against the built-in server,
+MinIO and any S3. Called by `client.rest` (which makes it) and users; raises `oscar.errors`. The library's blocking
+calls are used, in threads: after its asynchronous ones, threads of its own come back to Python even while that is
+being taken down, and abort one of seven short programs (PyO3/pyo3-async-runtimes#40).
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
-import functools
 import mimetypes
 import os
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import obstore
 from obstore import exceptions
@@ -34,6 +33,9 @@ PIECE = 8 * 1024 * 1024
 MOST_PARTS = 9000
 """Kept under the 10,000 parts that S3 allows."""
 AT_ONCE = 4
+
+T = TypeVar("T")
+Told = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,6 @@ class Storage:
         if not provider.endpoint:
             raise InvalidField("the store has no address", field="endpoint")
         self.provider = provider
-        _end_in_peace()
 
     def _bucket(self, bucket: str) -> S3Store:
         return S3Store(
@@ -103,22 +104,28 @@ class Storage:
                 progress(len(body))
             return
         piece = max(PIECE, -(-size // MOST_PARTS))
-        with await asyncio.to_thread(file.open, "rb") as opened, _translating(bucket, key):
-            await obstore.put_async(
-                self._bucket(bucket),
-                key,
-                _pieces(opened, piece, progress),
-                attributes={"Content-Type": kind},
-                chunk_size=piece,
-                max_concurrency=AT_ONCE,
-            )
+
+        def send(told: Told) -> None:
+            with file.open("rb") as opened:
+                obstore.put(
+                    self._bucket(bucket),
+                    key,
+                    _pieces(opened, piece, told),
+                    attributes={"Content-Type": kind},
+                    chunk_size=piece,
+                    max_concurrency=AT_ONCE,
+                )
+
+        with _translating(bucket, key):
+            await _in_thread(send, progress)
 
     async def put_bytes(
         self, body: bytes, bucket: str, key: str, *, content_type: str = "application/octet-stream"
     ) -> None:
         """Store bytes. Raises as `put`."""
         with _translating(bucket, key):
-            await obstore.put_async(
+            await asyncio.to_thread(
+                obstore.put,
                 self._bucket(bucket),
                 key,
                 body,
@@ -152,33 +159,36 @@ class Storage:
             OSError: the file can't be written.
         """
         with _translating(bucket, key):
-            result = await obstore.get_async(self._bucket(bucket), key)
+            result = await asyncio.to_thread(obstore.get, self._bucket(bucket), key)
         if expect:
             expect(result.meta["size"])
         descriptor, name = await asyncio.to_thread(
             tempfile.mkstemp, dir=file.parent, prefix=f".{file.name[:50]}."
         )
         part = Path(name)
-        size = 0
-        try:
+
+        def receive(told: Told) -> int:
+            size = 0
             with os.fdopen(descriptor, "wb") as opened:
-                pieces = result.stream(min_chunk_size=PIECE)
-                while piece := await _next(pieces, bucket, key):
-                    await asyncio.to_thread(opened.write, piece)
+                for piece in result.stream(min_chunk_size=PIECE):
+                    opened.write(piece)
                     size += len(piece)
-                    if progress:
-                        progress(len(piece))
-            await asyncio.to_thread(_appear, part, file)
+                    told(len(piece))
+            _appear(part, file)
+            return size
+
+        try:
+            with _translating(bucket, key):
+                return await _in_thread(receive, progress)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 part.unlink()
-        return size
 
     async def get_bytes(self, bucket: str, key: str) -> bytes:
         """Fetch an object into memory. Raises as `get`."""
         with _translating(bucket, key):
-            result = await obstore.get_async(self._bucket(bucket), key)
-            return bytes(await result.bytes_async())
+            result = await asyncio.to_thread(obstore.get, self._bucket(bucket), key)
+            return bytes(await asyncio.to_thread(result.bytes))
 
     async def list(self, bucket: str, prefix: str = "", *, recursive: bool = True) -> AsyncIterator[Stored]:
         """The objects whose key starts with a prefix, in key order.
@@ -196,7 +206,7 @@ class Storage:
         store = self._bucket(bucket)
         if not recursive:
             with _translating(bucket, prefix):
-                found = await obstore.list_with_delimiter_async(store, prefix=folder or None)
+                found = await asyncio.to_thread(obstore.list_with_delimiter, store, prefix=folder or None)
             entries = [Stored(f"{name}/", 0, None) for name in found["common_prefixes"]]
             entries += [_stored(entry) for entry in found["objects"]]
             for entry in sorted(entries, key=lambda entry: entry.key):
@@ -206,7 +216,7 @@ class Storage:
         pages = obstore.list(store, prefix=folder or None)
         while True:
             with _translating(bucket, prefix):
-                page = await anext(pages, None)
+                page = await asyncio.to_thread(next, pages, None)
             if page is None:
                 return
             for listed in page:
@@ -220,7 +230,7 @@ class Storage:
             BucketNotFound, Forbidden, StorageError: in the store's words.
         """
         with contextlib.suppress(ObjectNotFound), _translating(bucket, ", ".join(keys)):
-            await obstore.delete_async(self._bucket(bucket), list(keys))
+            await asyncio.to_thread(obstore.delete, self._bucket(bucket), list(keys))
 
 
 @contextlib.contextmanager
@@ -232,33 +242,35 @@ def _translating(bucket: str, key: str) -> Iterator[None]:
         raise _translated(error, bucket, key) from error
 
 
-async def _next(pieces: obstore.BytesStream, bucket: str, key: str) -> bytes:
-    """The next piece of an object, empty after the last."""
-    with _translating(bucket, key):
-        return bytes(await anext(pieces, b""))
+async def _in_thread(work: Callable[[Told], T], progress: Progress | None) -> T:
+    """Run blocking work in a thread; it ends at its next piece when this task is cancelled.
 
-
-@functools.cache
-def _end_in_peace() -> None:
-    """Let the library's threads end before Python does; called again it does nothing.
-
-    They still drop Python objects after an answer has been handed over, and one that comes to it while the
-    interpreter is being taken down aborts the process (PyO3/pyo3-async-runtimes#40; seen in one of ten short
-    programs). Nothing tells when they are through; they need far less than this.
+    `work` is given a function to tell of each piece; `progress` is called in the loop's own thread.
     """
-    atexit.register(time.sleep, 0.05)
+    loop = asyncio.get_running_loop()
+    given_up = threading.Event()
+
+    def told(size: int) -> None:
+        if given_up.is_set():
+            raise StorageError("given up")
+        if progress:
+            loop.call_soon_threadsafe(progress, size)
+
+    try:
+        return await asyncio.to_thread(work, told)
+    finally:
+        given_up.set()
 
 
 def _stored(listed: obstore.ObjectMeta) -> Stored:
     return Stored(listed["path"], listed["size"], listed["last_modified"], (listed["e_tag"] or "").strip('"'))
 
 
-async def _pieces(file: BinaryIO, size: int, progress: Progress | None) -> AsyncIterator[bytes]:
-    while piece := await asyncio.to_thread(file.read, size):
+def _pieces(file: BinaryIO, size: int, told: Told) -> Iterator[bytes]:
+    while piece := file.read(size):
         yield piece
         # Counted when the library takes the next piece; what is under way at the end is a few pieces.
-        if progress:
-            progress(len(piece))
+        told(len(piece))
 
 
 def _appear(part: Path, file: Path) -> None:
