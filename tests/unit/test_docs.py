@@ -73,7 +73,7 @@ def fdl_fields() -> list[str]:
 def error_codes(kind: type[OscarError] = OscarError) -> dict[str, int]:
     """Code and status of each error; adapters have errors of their own beside `oscar.errors`."""
     for module in pkgutil.walk_packages(oscar.__path__, "oscar."):
-        if not module.name.endswith("__main__"):
+        if not re.search(r"\.(__main__|migrations\..*)$", module.name):
             importlib.import_module(module.name)
     codes = {kind.code: kind.status}
     for child in kind.__subclasses__():
