@@ -76,7 +76,7 @@ class Server:
 
     def bodies(self) -> list[Path]:
         """All files in the folder of bodies."""
-        return sorted(path for path in self.blobs.rglob("*") if path.is_file())
+        return sorted(self.blobs.glob("[0-9a-f][0-9a-f]/*"))
 
     def kill(self) -> None:
         """End it at once, as a power failure would."""

@@ -74,6 +74,8 @@ class Request:
     """One request. What is known of it beyond its bytes is filled in by `server` before an operation runs."""
 
     __slots__ = (
+        "_receive",
+        "asked",
         "bucket",
         "claim",
         "credential",
@@ -87,7 +89,6 @@ class Request:
         "pairs",
         "path",
         "query",
-        "receive",
         "signing_key",
         "source_ip",
     )
@@ -104,7 +105,9 @@ class Request:
         Raises:
             S3Error: InvalidURI.
         """
-        self.receive = receive
+        self._receive = receive
+        self.asked = False
+        """Whether the body has been asked for, which tells a waiting client to send it."""
         self.id = request_id
         self.method: str = scope["method"]
         headers: dict[str, str] = {}
@@ -138,6 +141,16 @@ class Request:
                 return host[: -len(domain) - 1], path
         bucket, _, key = path.partition("/")
         return bucket, key
+
+    async def receive(self) -> Message:
+        """The next piece of the body, as an ASGI message."""
+        self.asked = True
+        return await self._receive()
+
+    @property
+    def unread(self) -> bool:
+        """Whether a body was announced that a client waiting for a go-ahead has not been asked for."""
+        return not self.asked and self.headers.get("expect", "").lower() == "100-continue"
 
     @property
     def signed(self) -> bool:

@@ -134,6 +134,9 @@ class S3App:
             answer = self._error(scope, request_id, fault("InternalError"))
         if request is not None and "origin" in request.headers:
             self._allow_origin(request, answer)
+        if request is None or request.unread:
+            # The body that was announced may come or not: what follows on this connection can't be told apart.
+            answer.headers["connection"] = "close"
         await self._send(scope, send, request_id, answer)
 
     async def _answer(self, request: Request) -> Answer:
