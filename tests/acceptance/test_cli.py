@@ -16,6 +16,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.server import Server
+
 UPPER = """#!/bin/sh\r
 tr a-z A-Z < "$INPUT_FILE_PATH" > "$TMP_OUTPUT_DIR/$(basename "$INPUT_FILE_PATH")"\r
 echo done\r
@@ -76,7 +78,7 @@ class Shell:
 
 
 @pytest.fixture
-def shell(server: Any, tmp_path: Path) -> Shell:
+def shell(server: Server, tmp_path: Path) -> Shell:
     home = tmp_path / "home"
     home.mkdir()
     environment = {
@@ -295,7 +297,7 @@ def test_files_of_a_service(shell: Shell) -> None:
     assert refused.code == 3
 
 
-def config(shell: Shell, server: Any, *names: str) -> Path:
+def config(shell: Shell, server: Server, *names: str) -> Path:
     for name in names:
         shell.ok(
             "cluster",
@@ -309,7 +311,7 @@ def config(shell: Shell, server: Any, *names: str) -> Path:
     return shell.home / ".oscar-cli" / "config.yaml"
 
 
-def test_clusters(shell: Shell, server: Any) -> None:
+def test_clusters(shell: Shell, server: Server) -> None:
     file = config(shell, server, "here", "there")
     assert file.stat().st_mode & 0o777 == 0o600
     assert [entry["id"] for entry in shell.ok("cluster", "list", "--json").json] == ["here", "there"]
@@ -324,7 +326,7 @@ def test_clusters(shell: Shell, server: Any) -> None:
     assert shell.oscar("service", "list", "-c", "gone").code == 4
 
 
-def test_stores_of_other_clusters_are_filled_in(shell: Shell, server: Any) -> None:
+def test_stores_of_other_clusters_are_filled_in(shell: Shell, server: Server) -> None:
     """`minio.<cluster>` in an FDL file means that cluster's own store; only the CLI knows where it is."""
     config(shell, server, "here", "there")
     shell.ok("bucket", "create", "cli-other")
@@ -369,7 +371,7 @@ def test_doctor(shell: Shell) -> None:
     assert shell.ok("doctor", "--json").json
 
 
-def test_python_client(server: Any, tmp_path: Path) -> None:
+def test_python_client(server: Server, tmp_path: Path) -> None:
     """`oscar.client` in a program, as docs/client.md shows it."""
     import asyncio
 

@@ -6,15 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.server import Server
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def environment(server: Any, tmp_path: Path) -> dict[str, str]:
+def environment(server: Server, tmp_path: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OSCAR_", "MINIO_"))}
     return kept | {"HOME": str(tmp_path), "OSCAR_DATA": str(server.data)}
 

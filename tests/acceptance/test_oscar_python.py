@@ -12,6 +12,8 @@ import requests
 from oscar_python.client import Client
 from oscar_python.client_anon import AnonymousClient
 
+from tests.server import Server
+
 SCRIPT = """#!/bin/sh
 tr a-z A-Z < "$INPUT_FILE_PATH" > "$TMP_OUTPUT_DIR/$(basename "$INPUT_FILE_PATH").out"
 echo "seen $SIZE"
@@ -19,7 +21,7 @@ echo "seen $SIZE"
 
 
 @pytest.fixture
-def client(server: Any) -> Client:
+def client(server: Server) -> Client:
     return Client(
         {
             "cluster_id": "my-cluster",
@@ -117,7 +119,7 @@ def test_the_life_of_a_service(client: Client, tmp_path: Path) -> None:
     assert status_of(gone.value) == 404
 
 
-def test_the_server(client: Client, server: Any) -> None:
+def test_the_server(client: Client, server: Server) -> None:
     assert client.health_check().status_code == 200
     assert client.get_cluster_info().json()["version"]
     assert client.get_cluster_config().json()["minio_provider"]["endpoint"] == server.s3

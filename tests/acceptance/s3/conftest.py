@@ -1,4 +1,4 @@
-"""Fixtures of the acceptance tests: a running S3 server, and a fresh bucket on it."""
+"""Fixtures of the S3 acceptance tests (elsewhere `server` is the whole program): an S3 server, a fresh bucket on it."""
 
 from __future__ import annotations
 
