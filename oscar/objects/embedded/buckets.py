@@ -83,16 +83,26 @@ async def create_bucket(site: Site, request: Request) -> Answer:
     body = await body_of(request)
     if body.strip():
         parse(body, "CreateBucketConfiguration")
+    there = request.known_bucket
+    if there is not None and _is_like_own(site, request, there):
+        raise fault("BucketAlreadyOwnedByYou", BucketName=request.bucket)
     if request.credential is None or not site.may_create(request.credential):
         raise fault(
             "AccessDenied", "Buckets are created by the platform: POST /system/buckets, or by a service."
         )
     bucket = Bucket(request.bucket, request.credential.user, created=site.now_ms())
-    if not await site.index.create_bucket(bucket):
-        there = await site.index.bucket(request.bucket)
-        owned = there is not None and there.owner == request.credential.user
-        raise fault("BucketAlreadyOwnedByYou" if owned else "BucketAlreadyExists", BucketName=request.bucket)
+    if there is not None or not await site.index.create_bucket(bucket):
+        raise fault("BucketAlreadyExists", BucketName=request.bucket)
     return Answer(headers={"location": f"/{request.bucket}"})
+
+
+def _is_like_own(site: Site, request: Request, bucket: Bucket) -> bool:
+    """Whether the bucket is the caller's, or shared with him: clients make sure of their bucket before a write."""
+    if request.credential is None:
+        return False
+    mine = bucket.owner == request.credential.user
+    shared = not request.credential.admin and site.authorize(request.credential, "s3:PutObject", bucket, "")
+    return mine or shared
 
 
 async def head_bucket(site: Site, _request: Request) -> Answer:

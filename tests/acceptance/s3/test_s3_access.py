@@ -63,6 +63,14 @@ def test_only_the_admin_makes_buckets(server: Server, bucket: str) -> None:
     assert call(server, ADMIN, "GET", "/alices-own").code == "NoSuchBucket"
     assert call(server, ADMIN, "PUT", f"/{bucket}").code == "BucketAlreadyOwnedByYou"
     assert call(server, ADMIN, "PUT", "/private").code == "BucketAlreadyExists"
+    # Clients such as rclone make sure of their bucket before they write.
+    for who, name, code in (
+        (ALICE, "private", "BucketAlreadyOwnedByYou"),
+        (BOB, "shared", "BucketAlreadyOwnedByYou"),
+        (BOB, "private", "AccessDenied"),
+        (CAROL, "shared", "AccessDenied"),
+    ):
+        assert call(server, who, "PUT", f"/{name}").code == code
     for name in ("UPPER", "ab", "under_score", "192.168.1.1"):
         assert call(server, ADMIN, "PUT", f"/{name}").code == "InvalidBucketName"
 
