@@ -115,13 +115,11 @@ def quote(part: str) -> str:
 
 
 def classes() -> dict[str, type[OscarError]]:
-    """The error classes by their code."""
+    """The classes of `oscar.errors` by their code; those that adapters derive from them are not a client's."""
     found: dict[str, type[OscarError]] = {}
-    waiting = [OscarError]
-    while waiting:
-        kind = waiting.pop()
-        found[kind.code] = kind
-        waiting += kind.__subclasses__()
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, OscarError):
+            found.setdefault(kind.code, kind)
     return found
 
 
