@@ -5,7 +5,6 @@ Called by the other modules of `api`; calls `core.users.identify`.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Query, Request
@@ -14,6 +13,7 @@ from fastapi.responses import JSONResponse
 from oscar.core import users
 from oscar.core.platform import Platform
 from oscar.errors import BadRequest, BodyTooLarge
+from oscar.model.documents import parse_json
 from oscar.model.user import Caller
 
 DEFINITION_LIMIT = 4 * 1024 * 1024
@@ -70,9 +70,10 @@ async def read_json(request: Request) -> dict[str, Any]:
     """
     body = await read_body(request, DEFINITION_LIMIT)
     try:
-        value = json.loads(body)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequest(f"The body is not JSON: {error}", field="body", fix="send a JSON object") from None
+        value = parse_json(body)
+    except BadRequest as error:
+        fix = error.fix or "send a JSON object"
+        raise BadRequest(error.message, field="body", fix=fix) from None
     if not isinstance(value, dict):
         raise BadRequest("The body must be a JSON object", field="body", fix="send a JSON object")
     return value
