@@ -27,6 +27,7 @@ from oscar.cli.session import (
     clusters_file,
     connect,
     find,
+    known_clusters,
     run,
 )
 from oscar.client import Client, Result
@@ -63,7 +64,13 @@ def apply(
         Path, typer.Argument(metavar="FILE", help="An FDL file, or one service in YAML or JSON.")
     ],
     cluster: Annotated[
-        str | None, typer.Option("--cluster", "-c", help="Apply to this cluster, whatever the file says.")
+        str | None,
+        typer.Option(
+            "--cluster",
+            "-c",
+            help="Apply to this cluster, whatever the file says.",
+            autocompletion=known_clusters,
+        ),
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,

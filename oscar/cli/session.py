@@ -25,8 +25,23 @@ LOCAL = "local"
 
 T = TypeVar("T")
 
+
+def known_clusters() -> list[str]:
+    """The names that a shell may complete after `--cluster`."""
+    try:
+        return [*ClustersFile(default_file()).clusters, LOCAL]
+    except Misuse:
+        return [LOCAL]
+
+
 ClusterOption = Annotated[
-    str | None, typer.Option("--cluster", "-c", help="The cluster, as `oscar cluster list` names it.")
+    str | None,
+    typer.Option(
+        "--cluster",
+        "-c",
+        help="The cluster, as `oscar cluster list` names it.",
+        autocompletion=known_clusters,
+    ),
 ]
 ConfigOption = Annotated[
     Path | None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -364,6 +366,94 @@ def test_refusals_and_warnings(shell: Shell) -> None:
     assert json.loads(missing.err)["code"] == "service_not_found"
     assert shell.oscar("logs", "cli-odd").code == 2
     assert shell.oscar("delete", "no-such-service").code == 3
+
+
+def on_terminal(shell: Shell, *words: str) -> tuple[int, str]:
+    """Run a command whose outputs are a terminal; its exit code and what the terminal got."""
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "oscar", *words],
+            stdout=theirs,
+            stderr=theirs,
+            cwd=shell.home,
+            env=shell.environment | {"TERM": "xterm", "COLUMNS": "120"},
+        )
+        os.close(theirs)
+        seen = b""
+        # Reading a terminal that nobody holds any more is an error on Linux.
+        with contextlib.suppress(OSError):
+            while piece := screen.read(65536):
+                seen += piece
+    return process.wait(60), seen.decode()
+
+
+def test_terminals_get_bars_and_tables(shell: Shell) -> None:
+    shell.ok("bucket", "create", "cli-terminal")
+    (shell.home / "some-file").write_bytes(b"x" * 1024 * 1024)
+    code, seen = on_terminal(shell, "put", "some-file", "cli-terminal")
+    assert code == 0
+    assert "some-file" in seen
+    assert "1.0/1.0 MiB" in seen
+    code, seen = on_terminal(shell, "put", "--no-progress", "some-file", "cli-terminal")
+    assert code == 0
+    assert "1.0/1.0 MiB" not in seen
+    code, seen = on_terminal(shell, "bucket", "list")
+    assert code == 0
+    assert re.search(r"\x1b\[1m *BUCKET", seen)
+    assert "some-file" in shell.ok("put", "some-file", "cli-terminal").err
+
+
+def test_interrupted(shell: Shell) -> None:
+    shell.apply("cli-interrupt", "echo started; sleep 600")
+    job = shell.ok("job", "submit", "cli-interrupt", "-i", "x").text.strip()
+    follower = subprocess.Popen(
+        [sys.executable, "-m", "oscar", "logs", "-f", "cli-interrupt", job],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=shell.environment,
+    )
+    assert follower.stdout is not None
+    assert any(line == b"started\n" for line in follower.stdout)
+    follower.send_signal(signal.SIGINT)
+    _, err = follower.communicate(timeout=60)
+    assert follower.returncode == 130
+    assert b"Traceback" not in err
+    shell.ok("job", "cancel", "cli-interrupt", job)
+
+
+def test_readers_that_have_enough(shell: Shell) -> None:
+    shell.apply("cli-pipe", "i=0; while [ $i -lt 20000 ]; do echo a line of some length $i; i=$((i+1)); done")
+    job = shell.ok("job", "submit", "cli-pipe", "-i", "x", "--wait", "--json").json["job_id"]
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "oscar", "logs", "cli-pipe", job],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=shell.environment,
+    )
+    os.close(writer)
+    assert os.read(reader, 10)
+    os.close(reader)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
+
+
+def test_completion(shell: Shell, server: Server) -> None:
+    config(shell, server, "here")
+    asked = {
+        "_OSCAR_COMPLETE": "complete_bash",
+        "COMP_WORDS": "oscar service list --cluster ",
+        "COMP_CWORD": "4",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "from oscar.cli import main; main()"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=shell.environment | asked,
+    )
+    assert done.stdout.split() == ["here", "local"]
 
 
 def test_doctor(shell: Shell) -> None:
