@@ -126,13 +126,16 @@ class Street:
         self.user_image = tool.user_image if tool else ""
         self._facts = tool.facts if tool else None
 
-    def engine(self) -> Engine:
+    async def engine(self) -> Engine:
         """The engine, as a new server would make it."""
         folder = self.folder / "engine"
-        folder.mkdir(exist_ok=True)
         if self._facts is None:
-            return Processes(folder, installation="test")
-        return Containers(self.kind, folder, installation=f"test-{self.folder.name}", facts=self._facts)
+            processes = Processes(folder, installation="test")
+            await processes.probe()
+            return processes
+        containers = Containers(self.kind, folder, installation=f"test-{self.folder.name}")
+        await containers.resume(self._facts)
+        return containers
 
     def live(
         self,
@@ -144,10 +147,8 @@ class Street:
         """Run a scenario in a new house."""
 
         async def run() -> None:
-            engine = self.engine()
+            engine = await self.engine()
             try:
-                if not engine.facts.version:
-                    await engine.probe()
                 folder = self.folder / "workers"
                 async with open_house(engine, image or self.image, folder, limits, store) as house:
                     await scenario(house)

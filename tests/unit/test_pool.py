@@ -65,7 +65,8 @@ def test_minimum_is_started_and_kept() -> None:
     assert len(places) == 2
     assert pool.settle(1000, 5) == []
     assert pool.next_wake(1000) is None
-    pool.gone(places[0], 1000, failed=True)
+    pool.doom(places[0], 1000, failed=True)
+    pool.gone(places[0])
     assert kinds(pool.settle(1000, 5)) == [Start]
 
 
@@ -91,7 +92,7 @@ def test_scale_to_zero_and_back() -> None:
     pool.release(place, 1)
     (stop,) = pool.settle(11, 5)
     assert isinstance(stop, Stop)
-    pool.gone(place, 11)
+    pool.gone(place)
     assert not pool.places
     pool.join("", 12)
     assert kinds(pool.settle(12, 5)) == [Start]
@@ -146,7 +147,7 @@ def test_the_maximum_holds_until_a_stopping_worker_is_gone() -> None:
     pool.settle(0, 5)
     pool.doom(places[0], 1)
     assert pool.settle(1, 5) == []
-    pool.gone(places[0], 2)
+    pool.gone(places[0])
     assert kinds(pool.settle(2, 5)) == [Start]
 
 
@@ -210,7 +211,8 @@ def test_crash_loop_backs_off_and_an_answer_ends_it() -> None:
     for _ in range(10):
         (start,) = pool.settle(now, 5)
         assert isinstance(start, Start)
-        pool.gone(start.place, now, failed=True)
+        pool.doom(start.place, now, failed=True)
+        pool.gone(start.place)
         assert pool.settle(now, 5) == []
         wake = pool.next_wake(now)
         assert wake is not None
@@ -222,7 +224,8 @@ def test_crash_loop_backs_off_and_an_answer_ends_it() -> None:
     (place,) = started(pool, now)
     take(pool, now)
     pool.release(place, now)
-    pool.gone(place, now, failed=True)
+    pool.doom(place, now, failed=True)
+    pool.gone(place)
     assert kinds(pool.settle(now, 5)) == [Start]
 
 
@@ -230,7 +233,8 @@ def test_an_update_ends_the_backoff() -> None:
     pool = Pool(Bounds(least=1))
     (start,) = pool.settle(0, 5)
     assert isinstance(start, Start)
-    pool.gone(start.place, 0, failed=True)
+    pool.doom(start.place, 0, failed=True)
+    pool.gone(start.place)
     assert pool.settle(0, 5) == []
     pool.renew(Bounds(least=1), changed=True)
     assert kinds(pool.settle(0, 5)) == [Start]
@@ -267,7 +271,7 @@ def test_with_user_isolation_a_full_pool_lets_go_of_a_worker_kept_for_somebody_e
     pool.release(place, 1)
     pool.join("bob", 2)
     assert pool.settle(2, 5) == [Stop(place)]
-    pool.gone(place, 2)
+    pool.gone(place)
     assert kinds(pool.settle(2, 5)) == [Start]
 
 
@@ -360,7 +364,8 @@ class AnyLife(RuleBasedStateMachine):
         if fine:
             self.pool.ready(place, self.now)
         else:
-            self.pool.gone(place, self.now, failed=True)
+            self.pool.doom(place, self.now, failed=True)
+            self.pool.gone(place)
         self.settle()
 
     @precondition(lambda self: self.serving)
@@ -380,7 +385,7 @@ class AnyLife(RuleBasedStateMachine):
     def is_gone(self, data: st.DataObject) -> None:
         place = data.draw(st.sampled_from(list(self.dying)))
         del self.dying[place]
-        self.pool.gone(place, self.now)
+        self.pool.gone(place)
         self.settle()
 
     @precondition(lambda self: self.tickets)
@@ -429,7 +434,7 @@ class AnyLife(RuleBasedStateMachine):
 
     def is_gone_now(self, place: Place) -> None:
         del self.dying[place]
-        self.pool.gone(place, self.now)
+        self.pool.gone(place)
 
 
 TestAnyLife = AnyLife.TestCase

@@ -24,6 +24,8 @@ from oscar.compute.local.worker import Deaf, Worker
 from oscar.compute.local.workfolder import Kit
 from oscar.errors import EngineError, ImageError, OscarError, Unavailable
 
+STOP_LIMIT = 60.0
+"""Seconds that the engine may take to end a sandbox."""
 STOP_TRIES = 4
 """How often the end of a sandbox is tried, in growing pauses, when the engine fails."""
 
@@ -324,10 +326,10 @@ class Crew:
             self._yard.settle()
             return
         del self._starts[place]
-        self.pool.doom(place, self._loop.time())
+        self.pool.doom(place, self._loop.time(), failed=trouble is not None)
         if trouble is not None:
             self._fail(trouble)
-        await self._stop(place, failed=trouble is not None)
+        await self._stop(place)
 
     def _fail(self, trouble: OscarError) -> None:
         self._log.warning("a worker could not be started", error=trouble.message)
@@ -350,18 +352,19 @@ class Crew:
                 self._image = None
             raise
 
-    async def _stop(self, place: Place, *, failed: bool = False) -> None:
+    async def _stop(self, place: Place) -> None:
         worker = self._workers[place]
         for attempt in range(STOP_TRIES):
             try:
-                await worker.stop()
+                async with asyncio.timeout(STOP_LIMIT):
+                    await worker.stop()
                 break
             except (OscarError, OSError) as error:
                 # What is left when all tries fail is removed at the next start of the server.
-                self._log.error("a worker can't be ended", worker=worker.name, error=str(error))
+                self._log.error("a worker can't be ended", worker=worker.name, error=repr(error))
                 await asyncio.sleep(2.0**attempt)
         del self._workers[place]
-        self.pool.gone(place, self._loop.time(), failed=failed)
+        self.pool.gone(place)
         self._gone.set()
         self._yard.settle()
 
@@ -370,8 +373,8 @@ class Crew:
         if place.stage is Stage.IDLE:
             self._log.warning("an idle worker died", reason=reason)
             self._trouble = EngineError(f"a worker died: {reason}")
-            self.pool.doom(place, self._loop.time())
-            self._yard.spawn(self._stop(place, failed=True), f"stop {self._prefix}")
+            self.pool.doom(place, self._loop.time(), failed=True)
+            self._yard.spawn(self._stop(place), f"stop {self._prefix}")
 
     def _too_late(self) -> Unavailable:
         pulling = self._image is not None and not self._image.done()

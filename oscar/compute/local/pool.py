@@ -170,24 +170,24 @@ class Pool:
         self.failures = 0
         self._rest(place, now)
 
-    def doom(self, place: Place, now: float) -> None:
-        """The worker is being ended by the caller; it counts until it is `gone`."""
-        self._shelve(place, Stage.STOPPING, now)
-
-    def gone(self, place: Place, now: float, *, failed: bool = False) -> None:
-        """The worker is no more.
+    def doom(self, place: Place, now: float, *, failed: bool = False) -> None:
+        """The worker is being ended; it counts until it is `gone`.
 
         Args:
             place: the worker.
             now: the time.
-            failed: it didn't start, or died without having been asked to.
+            failed: it didn't start, or died without having been asked to: too many of these in a row, and
+                the next one has to wait.
         """
-        self.places.pop(place, None)
-        if place in self._idle:
-            self._idle.remove(place)
+        self._shelve(place, Stage.STOPPING, now)
         if failed and not place.answered and now - place.born < LONG_ENOUGH:
             self.failures += 1
             self.retry_at = now + min(BACKOFF_LAST, BACKOFF_FIRST * 2.0 ** (self.failures - 1))
+
+    def gone(self, place: Place) -> None:
+        """The worker is no more."""
+        self._shelve(place, Stage.STOPPING, place.since)
+        self.places.pop(place, None)
 
     # What the service does.
 

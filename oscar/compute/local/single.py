@@ -12,7 +12,7 @@ from pathlib import Path
 
 from oscar.compute.local import cri
 from oscar.compute.local.engine import Engine, Exit, Sandbox
-from oscar.compute.local.worker import Capture, Reply, overran
+from oscar.compute.local.worker import Capture, Reply, overran, whole
 from oscar.compute.local.workfolder import SHELL, Kit, WorkFolder
 from oscar.errors import EngineError, OscarError
 
@@ -65,9 +65,10 @@ class Single:
             await self.folder.remove()
 
     async def kill(self) -> None:
-        """End all that runs."""
+        """End all that runs; it is ended when this returns."""
         if self._running is not None:
             await self._engine.kill(self._running)
+            await self._engine.exit(self._running)
 
     async def ask(self, variables: Mapping[str, str], *, timeout: float | None = None) -> Reply:
         """Run the script once.
@@ -79,7 +80,9 @@ class Single:
         self._serial += 1
         name = self._running = f"{self.name}-{self._serial}"
         log = self.folder.path / f"output-{self._serial}.log"
-        await self._engine.start(self._sandbox(name, log, variables))
+        await whole(self._engine.start(self._sandbox(name, log, variables)))
+        if self._aborted is not None:
+            raise self._aborted
         self._waiting = asyncio.ensure_future(self._engine.exit(name))
         try:
             done, _ = await asyncio.wait({self._waiting}, timeout=timeout)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from oscar.compute.local.engine import Engine, Exit, Sandbox
 from oscar.compute.local.workfolder import SHELL, Kit, WorkFolder
 from oscar.errors import EngineError, InvocationTimeout, OscarError
 
+_REPLY = re.compile(
+    rb"ready (?P<ready>alone|shared)|(?P<id>(check)?[0-9]{1,9}) (?P<code>[0-9]{1,3}) (?P<left>[01])"
+)
 FIFOS = ("requests", "replies", "log")
 PIPE = 65536
 """Bytes that a FIFO of Linux holds; so one read of that size after a reply gets the rest of the log."""
@@ -77,6 +81,17 @@ class Capture:
         self._lost += over
 
 
+async def whole(starting: Coroutine[Any, Any, None]) -> None:
+    """Await the start of a sandbox to its end even when cancelled: what is half there can't be removed."""
+    task = asyncio.ensure_future(starting)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        task.exception()  # nobody is there to hear of it
+        raise
+
+
 def overran(timeout: float) -> InvocationTimeout:
     """The error of a script that ran longer than `timeout` seconds."""
     return InvocationTimeout(
@@ -119,7 +134,7 @@ class Worker:
         await asyncio.to_thread(self.folder.furnish, kit)
         self._make_fifos()
         ready = self._expect("ready")
-        await self._engine.start(self._sandbox(kit))
+        await whole(self._engine.start(self._sandbox(kit)))
         self._watch = asyncio.create_task(self._engine.exit(self.name), name=f"exit of {self.name}")
         await self._listen(ready, self._watch, wait)
         self._watch.add_done_callback(self._on_exit)
@@ -191,8 +206,10 @@ class Worker:
         return Reply(code, self._capture.take(), left or not self._alone)
 
     async def kill(self) -> None:
-        """End all that runs in the sandbox."""
+        """End all that runs in the sandbox; it is ended when this returns."""
         await self._engine.kill(self.name)
+        if self._watch is not None:
+            await asyncio.wait({self._watch})
 
     async def _settles(self) -> bool:
         """Whether left-over processes end by themselves in a moment, as `tee` does after its input."""
@@ -297,20 +314,22 @@ class Worker:
     def _on_reply(self) -> None:
         with contextlib.suppress(BlockingIOError):
             self._partial += os.read(self._replies, 4096)
-        if not self._partial.endswith(b"\n"):
-            return
-        words = self._partial.decode("ascii", "replace").split()
-        self._partial = b""
+        *lines, self._partial = self._partial.split(b"\n")
+        for line in lines:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
         answer = self._answer
         if answer is None or answer.done():
             return
-        if self._asked == "ready" and words in (["ready", "alone"], ["ready", "shared"]):
-            answer.set_result((0, words[1] == "shared"))
-        elif len(words) == 3 and words[0] == self._asked and words[1].isdigit() and words[2] in {"0", "1"}:  # noqa: PLR2004 - id, code, left
-            self._on_log()
-            answer.set_result((int(words[1]), words[2] == "1"))
-        else:
+        found = _REPLY.fullmatch(line)
+        if found is None:
             answer.set_exception(EngineError("the script wrote into the FIFOs of its worker"))
+        elif found["ready"] and self._asked == "ready":
+            answer.set_result((0, found["ready"] == b"shared"))
+        elif found["id"] == self._asked.encode():
+            self._on_log()
+            answer.set_result((int(found["code"]), found["left"] == b"1"))
 
     def _on_exit(self, watch: asyncio.Task[Exit | None]) -> None:
         answer = self._answer

@@ -80,7 +80,7 @@ class WorkFolder:
         self.config_inside = CONFIG if engine.maps_paths else str(self.config)
         # Containers begin where their image says; processes in the one folder that is theirs alone.
         self.workdir = "" if engine.name != "process" else "/tmp" if engine.maps_paths else str(self.work)  # noqa: S108
-        self._made: dict[str, tuple[int, int]] = {}
+        self._made: dict[str, tuple[int, ...]] = {}
         self._loose: list[Path] = []
         self._env = -1
         self._env_size = 0
@@ -128,7 +128,8 @@ class WorkFolder:
             found = os.lstat(self.work / name)
         except OSError:
             return False
-        return (found.st_dev, found.st_ino) == self._made[name]
+        # The number alone is not enough: it is given again to what is made next, be that a link.
+        return _marks(found) == self._made[name]
 
     def has_output(self) -> bool:
         """Whether the script left anything in `out`."""
@@ -234,8 +235,7 @@ class WorkFolder:
         folder = self.work / name
         folder.mkdir()
         folder.chmod(0o777)  # the user of the image may be anybody
-        made = folder.lstat()
-        self._made[name] = made.st_dev, made.st_ino
+        self._made[name] = _marks(folder.lstat())
 
     def _wipe_env(self) -> None:
         if self._env_size > LARGE_ENV:
@@ -243,6 +243,10 @@ class WorkFolder:
             self._env_size = 0
         elif self._env_size:
             os.pwrite(self._env, b"\n" * self._env_size, 0)
+
+
+def _marks(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_mode, found.st_uid
 
 
 class _Deep(Exception):
