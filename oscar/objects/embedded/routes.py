@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oscar.objects.embedded import buckets, copies, forms, listings, multipart, objects
+from oscar.objects.embedded import buckets, completion, copies, forms, listings, multipart, objects
 from oscar.objects.embedded.buckets import Handler, absent, constant
 from oscar.objects.embedded.faults import fault, unsupported
 from oscar.objects.embedded.requests import Request
@@ -96,7 +96,7 @@ OBJECT: dict[tuple[str, str], Operation] = {
     ("GET", "legal-hold"): _op("GetObjectLegalHold", absent("NoSuchObjectLockConfiguration")),
     ("POST", "uploads"): _op("PutObject", multipart.create_upload),
     ("PUT", "uploadId"): _op("PutObject", multipart.upload_part),
-    ("POST", "uploadId"): _op("PutObject", multipart.complete_upload),
+    ("POST", "uploadId"): _op("PutObject", completion.complete_upload),
     ("DELETE", "uploadId"): _op("AbortMultipartUpload", multipart.abort_upload),
     ("GET", "uploadId"): _op("ListMultipartUploadParts", multipart.list_parts),
 }
