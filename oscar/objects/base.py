@@ -98,7 +98,7 @@ class BucketAdmin(Protocol):
     async def bucket(self, name: str) -> Bucket | None:
         """The bucket, None when there is none."""
 
-    async def buckets(self) -> list[Bucket]:
+    async def buckets(self) -> Sequence[Bucket]:
         """All buckets in name order."""
 
     async def delete_bucket(self, name: str, *, force: bool = False) -> None:

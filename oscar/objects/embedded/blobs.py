@@ -66,13 +66,16 @@ class Blobs:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """End the worker threads after their present work."""
+        """End the worker threads after their present work; idempotent."""
         self._threads.shutdown(wait=True)
+        if self._lock < 0:
+            return
         for descriptor in self._folders.values():
             os.close(descriptor)
         self._folders.clear()
         (self.folder / WRITERS / self._writer).unlink(missing_ok=True)
         os.close(self._lock)
+        self._lock = -1
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Start blocking work in a worker thread."""
