@@ -82,6 +82,8 @@ async def _serve(listen: socket.socket, parent: socket.socket) -> None:
             access_log=False,
             lifespan="on",
             ws="none",
+            # Longer than clients keep idle connections: who closes first spoils the other's next request.
+            timeout_keep_alive=120,
             timeout_graceful_shutdown=max(1, int(settings.drain)),
             server_header=False,
             date_header=True,

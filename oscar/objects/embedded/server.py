@@ -13,8 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
-import structlog
-
+from oscar import telemetry
 from oscar.errors import OscarError
 from oscar.model.object import Bucket, Credential
 from oscar.objects.base import ObjectIndex
@@ -30,7 +29,7 @@ from oscar.objects.embedded.site import XML_TYPE, Answer, Authorize, CheckPolicy
 from oscar.objects.embedded.slots import Slots
 from oscar.objects.embedded.xml import error_document
 
-_log = structlog.get_logger("oscar.s3")
+_log = telemetry.get("s3")
 
 PIECE = 1024 * 1024
 """Bytes of a body read and sent at once."""
