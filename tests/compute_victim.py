@@ -56,6 +56,8 @@ async def main(engine: str, folder: Path, image: str, endpoint: str) -> None:
 
     async def claim(name: str) -> None:
         async with turn:
+            if done[name].is_set():  # found at its end, recorded and forgotten meanwhile
+                return
             run = order(folder, name, image)
             known = (claims / name).exists()
             (claims / name).touch()

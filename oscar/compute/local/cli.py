@@ -155,11 +155,13 @@ class Cli:
         try:
             async for row in process.stdout:
                 yield row.rstrip(b"\n")
+            await process.wait()
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            # Reads to the end, else its pipe is left open.
-            await process.communicate()
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                # Reads to the end, else its pipe is left open.
+                await process.communicate()
 
 
 def _nameless_file(text: str) -> int:

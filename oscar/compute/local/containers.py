@@ -17,11 +17,12 @@ from pathlib import Path
 
 from oscar.compute.local import environment
 from oscar.compute.local.cli import Cli, Said
-from oscar.compute.local.container_exits import LABEL, Ended, Exits
 from oscar.compute.local.container_probe import IMAGE, examine
+from oscar.compute.local.docker_exits import LABEL, DockerExits, Ended
 from oscar.compute.local.docker_logs import DockerLogs
 from oscar.compute.local.engine import Exit, Facts, Sandbox
 from oscar.compute.local.kernel_log import oom_killed
+from oscar.compute.local.pids import end_of, open_in_group
 from oscar.compute.local.processes import make_readable
 from oscar.errors import EngineError, EngineMissing, ImageError, InvalidField
 
@@ -35,6 +36,7 @@ _IMAGE = re.compile(
 _NO_IMAGE = re.compile(r"no such image|image not known|unable to find image", re.IGNORECASE)
 _PULL_LIMIT = 3600.0
 _LOOK_PAUSE = 2.0
+_SETTLE_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)
 _LOG_LABEL = "oscar.log"
 _UNSTARTED = frozenset({"created", "configured", "initialized"})
 _OVER = frozenset({"exited", "stopped", "dead"})
@@ -47,7 +49,8 @@ class _Look:
     status: str
     code: int
     oom: bool
-    finished: str
+    finished: int
+    pid: int
     ours: bool
     log: str
     id: str
@@ -73,11 +76,11 @@ class Containers:
         self.facts = facts or Facts("")
         self.cli = Cli(program, folder / ".tool")
         self._installation = installation
-        self._exits = Exits(self.cli, installation)
+        self._exits = DockerExits(self.cli, installation)
         self._logs = DockerLogs(self.cli)
         self._ended: dict[str, Exit] = {}
-        self._mine: set[str] = set()
-        """Containers that this process started, so that their state needs no look."""
+        self._fresh: dict[str, str] = {}
+        """Ids of containers that were started just now, so that their state needs no look."""
         self._images: dict[str, str] = {}
         self._pulls: dict[tuple[str, bool], asyncio.Task[str]] = {}
 
@@ -146,7 +149,7 @@ class Containers:
         await self.ensure_image(sandbox.image, always=sandbox.always_pull)
         if self._mark(sandbox.name).exists():
             return
-        self._exits.expect(sandbox.name)
+        self._expect(sandbox.name)
         try:
             said = await self._run(sandbox)
             if said.code != 0 and _NO_IMAGE.search(said.err):
@@ -159,7 +162,7 @@ class Containers:
         except EngineError:
             self._exits.drop(sandbox.name)
             raise
-        self._mine.add(sandbox.name)
+        self._fresh[sandbox.name] = said.out.strip()
         self._exits.started(sandbox.name)
         if self.name == "docker":
             self._logs.collect(sandbox.name, sandbox.log)
@@ -176,7 +179,7 @@ class Containers:
         mark = str(self._mark(sandbox.name))
         args = ["--detach", "--name", sandbox.name, "--pull=never", "--no-healthcheck", *self.facts.options]
         if self.name == "podman":
-            args += ["--log-driver=k8s-file", "--log-opt", f"path={sandbox.log}", "--conmon-pidfile", mark]
+            args += ["--log-driver=k8s-file", "--log-opt", f"path={sandbox.log}", "--pidfile", mark]
         else:
             args += ["--log-driver=json-file", "--cidfile", mark]
         labels = {**sandbox.labels, LABEL: self._installation, _LOG_LABEL: str(sandbox.log)}
@@ -215,36 +218,63 @@ class Containers:
         """Wait for its end; see `Engine`."""
         if name not in self._ended:
             ended = await self._await_end(name)
+            self._exits.drop(name, ended)
             if ended is None:
                 return None
             self._ended[name] = await self._judge(name, ended)
         return self._ended[name]
 
+    def _expect(self, name: str) -> None:
+        """Before a look or a start, so that an end right after it is not missed."""
+        if self.name == "docker":
+            self._exits.expect(name)
+
     async def _await_end(self, name: str) -> Ended | None:
-        # Before the look, so that an end between the two is not missed.
-        end = self._exits.expect(name)
-        while name not in self._mine:
-            try:
+        self._expect(name)
+        pauses = iter(_SETTLE_PAUSES)
+        while True:
+            number, pid = self._fresh.pop(name, ""), 0
+            if not number:
                 look = await self._look(name)
-                if look is None or look.status in _UNSTARTED:
-                    began = (
-                        self._mark(name).exists() if look is None else not await self._remove_unstarted(name)
-                    )
-                    if look is not None and began:
-                        continue  # an earlier server's call has started it just now
-                    self._exits.drop(name)
-                    return Ended(None, 0) if began else None
-            except EngineError:
-                self._exits.drop(name)
-                raise
+                if look is None:
+                    return Ended(None, 0) if self._mark(name).exists() else None
+                if look.status in _UNSTARTED:
+                    if await self._remove_unstarted(name):
+                        return None
+                    continue  # an earlier server's call has started it just now
+                if self.name == "docker":
+                    self._logs.collect(name, Path(look.log))
+                if look.status in _OVER:
+                    return Ended(look.code, look.finished)
+                number, pid = look.id, look.pid
             if self.name == "docker":
-                self._logs.collect(name, Path(look.log))
-            if look.status in _OVER:
-                self._exits.drop(name)
-                return Ended(look.code, _milliseconds(look.finished))
-            self._exits.started(name)
-            self._mine.add(name)
-        return await asyncio.shield(end)
+                self._exits.started(name)
+                return await asyncio.shield(self._exits.expect(name))
+            if not await self._process_ended(pid or await self._pid_of(name), number):
+                # Gone already, and podman is about to notice.
+                await asyncio.sleep(next(pauses, _LOOK_PAUSE))
+
+    async def _process_ended(self, pid: int, number: str) -> bool:
+        """Wait for the end of a podman container's first process; False when it is not there.
+
+        podman's own events come a quarter of a second late where they are kept in a file, and a stream of them
+        needs a process that waits beside the server: docs/decisions/0006-podman-exits-by-pidfd.md.
+        """
+        pidfd = open_in_group(pid, number)
+        if pidfd is None:
+            return False
+        try:
+            await end_of(pidfd)
+        finally:
+            os.close(pidfd)
+        return True
+
+    async def _pid_of(self, name: str) -> int:
+        """The first process of a container that was just started; 0 when unknown."""
+        try:
+            return int(await asyncio.to_thread(self._mark(name).read_text))
+        except (OSError, ValueError):
+            return 0
 
     async def _judge(self, name: str, ended: Ended) -> Exit:
         if self.name == "docker":
@@ -275,7 +305,7 @@ class Containers:
             raise EngineError(f"{self.name} can't remove {name}: {said.words}")
         await self._logs.finish(name)
         self._mark(name).unlink(missing_ok=True)
-        self._mine.discard(name)
+        self._fresh.pop(name, None)
         self._ended.pop(name, None)
 
     async def names(self, prefix: str = "") -> list[str]:
@@ -325,7 +355,7 @@ class Containers:
             EngineError: the engine does not answer.
         """
         fields = (
-            "{{.State.Status}}|{{.State.ExitCode}}|{{.State.OOMKilled}}|{{.State.FinishedAt}}|{{.Id}}|"
+            "{{.State.Status}}|{{.State.ExitCode}}|{{.State.OOMKilled}}|{{.State.FinishedAt}}|{{.State.Pid}}|{{.Id}}|"
             f'{{{{index .Config.Labels "{LABEL}"}}}}|{{{{index .Config.Labels "{_LOG_LABEL}"}}}}'
         )
         said = await self.cli.run("container", "inspect", "--format", fields, _check_name(name))
@@ -333,9 +363,9 @@ class Containers:
             if _is_absent(said):
                 return None
             raise EngineError(f"{self.name} can't inspect {name}: {said.words}")
-        status, code, oom, finished, number, installation, log = said.out.strip().split("|", 6)
+        status, code, oom, finished, pid, number, installation, log = said.out.strip().split("|", 7)
         ours = installation == self._installation
-        return _Look(status, int(code), oom == "true", finished, ours, log, number)
+        return _Look(status, int(code), oom == "true", _milliseconds(finished), int(pid), ours, log, number)
 
     async def _insist_look(self, name: str) -> _Look | None:
         """A look, however long it takes until the engine answers: not to know is not to have failed."""
@@ -378,7 +408,8 @@ def _milliseconds(text: str) -> int:
         at = datetime.fromisoformat(f"{day}T{clock[:8]}").replace(tzinfo=UTC)
         zone = re.search(r"([+-]\d\d):?(\d\d)", text[19:])
         shift = (int(zone[1]) * 60 + int(zone[1][0] + zone[2])) * 60 if zone else 0
-        return int((at.timestamp() - shift) * 1000)
+        fraction = re.match(r"\.(\d{1,3})", clock[8:])
+        return int((at.timestamp() - shift) * 1000) + (int(fraction[1].ljust(3, "0")) if fraction else 0)
     return 0
 
 

@@ -35,7 +35,7 @@ class Ended:
     """Unix milliseconds."""
 
 
-class Exits:
+class DockerExits:
     """Futures of ends by container name; the stream is closed when nobody has waited for a while."""
 
     def __init__(self, cli: Cli, installation: str) -> None:
@@ -58,12 +58,12 @@ class Exits:
         if name in self._waiting:
             self._settled.add(name)
 
-    def drop(self, name: str) -> None:
-        """Nobody waits for it any more."""
+    def drop(self, name: str, ended: Ended | None = None) -> None:
+        """No event is needed any more; who still waits gets this end, or that there is no trace."""
         self._settled.discard(name)
         future = self._waiting.pop(name, None)
         if future and not future.done():
-            future.set_result(Ended(None, 0))
+            future.set_result(ended or Ended(None, 0))
 
     async def close(self) -> None:
         """End the stream."""
@@ -102,33 +102,20 @@ class Exits:
 
     async def _read(self) -> None:
         since = f"{time.time() - _OVERLAP:.0f}"
-        kind = "json" if self._cli.program == "podman" else "{{json .}}"
-        ends = ("died", "remove") if self._cli.program == "podman" else ("die", "destroy")
-        filters = [word for end in ends for word in ("--filter", f"event={end}")]
+        filters = ("--filter", "type=container", "--filter", "event=die", "--filter", "event=destroy")
         async for row in self._cli.stream(
-            "events",
-            "--format",
-            kind,
-            "--since",
-            since,
-            "--filter",
-            "type=container",
-            *self._filters,
-            *filters,
+            "events", "--format", "{{json .}}", "--since", since, *filters, *self._filters
         ):
-            with contextlib.suppress(ValueError):  # a line cut by the tool's end
+            with contextlib.suppress(ValueError, KeyError):  # a line cut by the tool's end
                 self._take(json.loads(row))
 
     def _take(self, event: dict[str, Any]) -> None:
         actor = event.get("Actor", {}).get("Attributes", {})
-        name = str(event.get("Name") or actor.get("name") or "")
-        action = str(event.get("Status") or event.get("Action") or "")
-        if action in {"died", "die"}:
-            # podman leaves a code of 0 out.
-            code = event.get("ContainerExitCode", actor.get("exitCode", 0))
-            self._resolve(name, Ended(int(code), int(time.time() * 1000)))
-        elif action in {"remove", "destroy"} and name in self._settled:
-            self._resolve(name, Ended(None, int(time.time() * 1000)))
+        name, now = str(actor.get("name", "")), int(time.time() * 1000)
+        if event.get("Action") == "die":
+            self._resolve(name, Ended(int(actor["exitCode"]), now))
+        elif event.get("Action") == "destroy" and name in self._settled:
+            self._resolve(name, Ended(None, now))
 
     async def _list(self) -> None:
         waiting = set(self._waiting) & self._settled
@@ -140,7 +127,7 @@ class Exits:
             state, status = states.get(name, ("gone", ""))
             if state == "gone":
                 self._resolve(name, Ended(None, int(time.time() * 1000)))
-            elif state in {"exited", "stopped", "dead"}:
+            elif state in {"exited", "dead"}:
                 self._resolve(name, Ended(_exit_code(status), int(time.time() * 1000)))
 
     def _resolve(self, name: str, ended: Ended) -> None:

@@ -27,6 +27,7 @@ from oscar.compute.local.bubblewrap import Walls
 from oscar.compute.local.cgroups import Cgroups
 from oscar.compute.local.cgroups import find as find_cgroups
 from oscar.compute.local.engine import Exit, Facts, Mount, Sandbox
+from oscar.compute.local.pids import end_of
 from oscar.errors import EngineError, EngineMissing, InvalidField
 
 SHIM = Path(__file__).with_name("shim.py")
@@ -368,13 +369,7 @@ async def _gone(folder: Path) -> None:
             # Started by a server that is gone now, and so young that it has not written its id yet.
             await asyncio.to_thread(_wait_for_lock, folder)
             return
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        loop.add_reader(shim, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(shim)
+        await end_of(shim)
 
 
 @contextlib.contextmanager
