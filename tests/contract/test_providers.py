@@ -116,7 +116,7 @@ def test_clients_are_shared_by_jobs_with_the_same_keys_only() -> None:
     asyncio.run(clients.close())
 
 
-@pytest.fixture(scope="module", params=["builtin", "minio"])
+@pytest.fixture(scope="module", params=["builtin", pytest.param("minio", marks=pytest.mark.real)])
 def provider(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:

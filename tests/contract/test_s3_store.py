@@ -43,7 +43,7 @@ class Target:
         return MinioClient(urlsplit(self.endpoint).netloc, self.access_key, self.secret_key, secure=False)
 
 
-@pytest.fixture(scope="module", params=["builtin", "minio"])
+@pytest.fixture(scope="module", params=["builtin", pytest.param("minio", marks=pytest.mark.real)])
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     folder = tmp_path_factory.mktemp("s3")
     if request.param == "builtin":
@@ -506,6 +506,7 @@ def certificate(folder: Path) -> None:
     )
 
 
+@pytest.mark.real
 def test_certificates_are_checked_unless_told_otherwise(tmp_path: Path) -> None:
     certificates, data = tmp_path / "certificates", tmp_path / "data"
     for folder in (certificates, data):

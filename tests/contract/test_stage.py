@@ -282,6 +282,7 @@ def test_results_carry_hops_and_type(bench: Bench, server: s3_server.Server) -> 
     assert headers["content-type"] == "image/png"
 
 
+@pytest.mark.real
 def test_results_go_to_several_providers_at_once(bench: Bench, tmp_path: Path) -> None:
     data = tmp_path / "minio"
     data.mkdir()
