@@ -34,7 +34,7 @@ def main() -> None:
     try:
         keep(task)
     except OSError as error:
-        os.write(1, f"{error.strerror}: {error.filename or ''}".encode())
+        report(f"{error.strerror}: {error.filename or ''}".encode())
         os._exit(1)
     os._exit(0)
 
@@ -62,7 +62,7 @@ def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time:
     # The child waits for this, because without it nobody could end it.
     replace(task["folder"] + "/pid", f"{me} {child}\n")
     os.write(go, b"1")
-    os.write(1, b"started")
+    report(b"started")
     null = os.open("/dev/null", os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -71,6 +71,14 @@ def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time:
     if task["subreaper"]:
         end_descendants()
     record(task, os.waitstatus_to_exitcode(how), read_all(status), words)
+
+
+def report(words: bytes) -> None:
+    """Tell the server, unless it was killed meanwhile."""
+    try:
+        os.write(1, words)
+    except BrokenPipeError:
+        return
 
 
 def become(task: dict, output: int, status: int) -> None:  # type: ignore[type-arg]
