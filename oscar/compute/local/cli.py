@@ -100,32 +100,34 @@ class Cli:
             if env_file:
                 files.append(_nameless_file(env_file))
                 args = [args[0], "--env-file", f"/proc/self/fd/{files[0]}", *args[1:]]
+            # Not pipes: what the tool leaves running (conmon) inherits their ends under uvloop, and there would be
+            # no end of file to wait for.
+            out, err = _nameless_file(""), _nameless_file("")
             try:
                 process = await asyncio.create_subprocess_exec(
                     self.program,
                     *args,
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.PIPE,
+                    stdout=out,
+                    stderr=err,
                     env={**own_environment(proxies=proxies), **env},
                     pass_fds=files,
                     # Neither Ctrl-C nor the death of this server ends a call half-way.
                     start_new_session=True,
                     cwd=self.folder,
                 )
-            except OSError as error:
-                raise EngineError(f"{self.program} can't be called: {error.strerror}") from error
-            finally:
-                for file in files:
-                    os.close(file)
-            try:
-                out, err = await asyncio.wait_for(process.communicate(), limit)
+                code = await asyncio.wait_for(process.wait(), limit)
+                return Said(code, _content(out), _content(err))
             except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
-                await process.communicate()
+                await process.wait()
                 raise EngineError(f"{self.program} {args[0]} did not end in {limit:.0f} s") from None
-        return Said(process.returncode or 0, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+            except OSError as error:
+                raise EngineError(f"{self.program} can't be called: {error.strerror}") from error
+            finally:
+                for file in (*files, out, err):
+                    os.close(file)
 
     async def call(self, *args: str, limit: float | None = None) -> str:
         """What the tool prints.
@@ -169,6 +171,10 @@ def _nameless_file(text: str) -> int:
     os.write(file, text.encode("utf-8", "surrogateescape"))
     os.lseek(file, 0, os.SEEK_SET)
     return file
+
+
+def _content(file: int) -> str:
+    return os.pread(file, os.fstat(file).st_size, 0).decode("utf-8", "replace")
 
 
 def own_environment(*, proxies: bool = False) -> dict[str, str]:
