@@ -23,7 +23,7 @@ from oscar.app.s3 import open_blobs, open_objects, open_store
 from oscar.compute.base import Compute
 from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.crew import Limits
-from oscar.compute.local.detect import choose
+from oscar.compute.local.detect import Place, choose
 from oscar.core import services as service_rules
 from oscar.core.dispatcher import Dispatcher
 from oscar.core.platform import Platform, Signals
@@ -85,7 +85,8 @@ async def _lifespan(
     )
     local: LocalCompute | None = None
     if compute is None:
-        engine = await choose(settings, installation)
+        place = Place(settings.data, installation, unsafe=settings.unsafe_process)
+        engine = await choose(settings.engine, place)
         local = LocalCompute(
             engine,
             settings.data,
