@@ -76,6 +76,7 @@ class Store:
             engine = sa.create_engine(self.url, pool_size=_POOL, max_overflow=0, pool_pre_ping=True)
             self._writer = _PoolWriter(engine)
             self._reader = engine
+        self._lent: list[sqlite3.Connection] = []
         self._threads = ThreadPoolExecutor(_READERS if self.is_sqlite else _POOL, "store-read")
 
     async def write(self, work: Callable[[sa.Connection], T]) -> T:
@@ -99,13 +100,14 @@ class Store:
     def open_reader(self) -> sqlite3.Connection | None:
         """A read-only connection of the caller's own, for look-ups by key that cost less than a change of thread.
 
-        It sees what is committed at each statement. None on PostgreSQL. The caller closes it.
+        It sees what is committed at each statement. None on PostgreSQL. `close` closes it.
         """
         if not self.is_sqlite:
             return None
         connection = sqlite3.connect(self.url.database or "", isolation_level=None, check_same_thread=False)
         for pragma in ("cache_size=-4000", "busy_timeout=100", "query_only=ON"):
             connection.execute(f"PRAGMA {pragma}")
+        self._lent.append(connection)
         return connection
 
     def write_sync(self, work: Callable[[sa.Connection], T]) -> T:
@@ -116,6 +118,8 @@ class Store:
         """Finish what was asked and close; idempotent."""
         self._writer.close()
         self._threads.shutdown()
+        for connection in self._lent:
+            connection.close()
         self._reader.dispose()
 
 

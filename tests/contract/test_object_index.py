@@ -52,7 +52,6 @@ class World:
         return self.jobs
 
     def close(self) -> None:
-        self.index.close()
         self.store.close()
 
     def run(self, act: Callable[[Objects], Awaitable[Any]]) -> Any:

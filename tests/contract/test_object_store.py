@@ -48,7 +48,6 @@ class World:
 
     def close(self) -> None:
         self.blobs.close()
-        self.index.close()
         self.state.close()
 
 

@@ -136,7 +136,7 @@ class S3App:
         if request is None or request.unread:
             # The body that was announced may come or not: what follows on this connection can't be told apart.
             answer.headers["connection"] = "close"
-        await self._send(scope, send, request_id, answer)
+        await self._send(scope, receive, send, request_id, answer)
 
     async def _answer(self, request: Request) -> Answer:
         if request.method == "OPTIONS":
@@ -200,7 +200,9 @@ class S3App:
         body = error_document(shown.code, shown.message, shown.details, scope["path"], request_id)
         return Answer(shown.status, body, {"content-type": XML_TYPE, **shown.headers})
 
-    async def _send(self, scope: Scope, send: Send, request_id: str, answer: Answer) -> None:
+    async def _send(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, answer: Answer
+    ) -> None:
         file = answer.file
         length = answer.length if answer.length is not None else len(answer.body)
         headers = [(name.encode("latin-1"), value.encode()) for name, value in answer.headers.items()]
@@ -212,15 +214,31 @@ class S3App:
             if file is None or scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": answer.body})
             else:
-                await self._send_file(send, file)
+                await self._send_file(receive, send, file)
         finally:
             if file is not None:
                 os.close(file.descriptor)
 
-    async def _send_file(self, send: Send, file: FileBody) -> None:
-        """Send a file in pieces; the next one is read while the present one goes out."""
+    async def _send_file(self, receive: Receive, send: Send, file: FileBody) -> None:
+        """Send a file in pieces, until its end or until the client has gone away."""
         offset, end = file.offset, file.offset + file.length
+        # Sending to a closed connection raises nothing, so a long answer watches for it.
+        gone = asyncio.create_task(_disconnected(receive)) if file.length > PIECE else None
+        try:
+            await self._send_pieces(send, file, offset, end, gone)
+        finally:
+            if gone is not None:
+                gone.cancel()
+
+    async def _send_pieces(
+        self, send: Send, file: FileBody, offset: int, end: int, gone: asyncio.Task[None] | None
+    ) -> None:
         while offset < end:
+            if gone is not None:
+                # A fast reader must not keep the loop for itself.
+                await asyncio.sleep(0)
+                if gone.done():
+                    return
             piece = _read_now(file.descriptor, min(PIECE, end - offset), offset)
             if piece is None:
                 piece = await self.site.blobs.run(os.pread, file.descriptor, min(PIECE, end - offset), offset)
@@ -228,6 +246,11 @@ class S3App:
                 raise OSError("a body is shorter than its row says")
             offset += len(piece)
             await send({"type": "http.response.body", "body": piece, "more_body": offset < end})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _read_now(descriptor: int, size: int, offset: int) -> bytes | bytearray | None:

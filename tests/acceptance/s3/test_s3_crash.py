@@ -188,7 +188,6 @@ def test_the_sweep_spares_what_a_living_process_writes(tmp_path: Path) -> None:
         other.close()
 
     asyncio.run(act())
-    index.close()
     store.close()
 
 
@@ -206,7 +205,6 @@ def test_a_strangers_file_is_left_alone(tmp_path: Path) -> None:
 
     asyncio.run(act())
     assert strange.read_text() == "mine"
-    index.close()
     store.close()
 
 
@@ -227,5 +225,4 @@ def test_uploads_that_nobody_finishes_are_aborted(tmp_path: Path) -> None:
     asyncio.run(act())
     blobs.close()
     assert server.bodies() == []
-    index.close()
     store.close()
