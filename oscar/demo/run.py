@@ -6,6 +6,7 @@ Called by `oscar.cli`; calls the server it starts by the client, over REST and S
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 import time
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from oscar.client import Client
 from oscar.demo import image, picture
-from oscar.demo.server import Server, running, tail
+from oscar.demo.server import NotStarted, Server, running, tail
 from oscar.errors import EngineMissing, ImageError, Unavailable
 from oscar.model.fdl import parse_fdl
 
@@ -77,15 +79,9 @@ async def container_engine() -> str:
         if code == 0:
             return name
         troubles.append(f"{name} does not work: {said.splitlines()[-1] if said else f'exit code {code}'}")
-    raise EngineMissing("; ".join(troubles), fix="As root: apt-get install podman runc debootstrap")
-
-
-async def sandboxed() -> bool:
-    """Whether bubblewrap works here."""
-    if not shutil.which("bwrap"):
-        return False
-    code, _ = await image.output("bwrap", "--ro-bind", "/", "/", "--unshare-pid", "true")
-    return code == 0
+    installed = any(shutil.which(name) for name in ("podman", "docker"))
+    fix = "`oscar doctor` says more" if installed else "As root: apt-get install podman runc debootstrap"
+    raise EngineMissing("; ".join(troubles), fix=fix)
 
 
 async def demo(console: Console, *, output: Path | None = None) -> None:
@@ -109,18 +105,28 @@ async def demo(console: Console, *, output: Path | None = None) -> None:
     try:
         engine = await container_engine()
         name = await image.ensure(engine, console.print)
-    except (EngineMissing, ImageError) as why:
-        console.print(f"[yellow]Not by containers:[/] {why.message}. {why.fix}", soft_wrap=True)
-    else:
         outcomes.append(await once(console, engine, name, drawn))
-    unsafe = not await sandboxed()
-    if unsafe:
+    except (EngineMissing, ImageError, NotStarted) as why:
+        # A job that fails is no such thing: it ends the demo.
         console.print(
-            "[yellow]bubblewrap does not work here[/]: the process runs without a sandbox.", soft_wrap=True
+            "[yellow]Not by containers:[/]",
+            escape(f"{last_words(why.message)}. {why.fix or ''}"),
+            soft_wrap=True,
         )
-    outcomes.append(await once(console, "process", None, drawn, unsafe=unsafe))
+    try:
+        outcomes.append(await once(console, "process", None, drawn))
+    except NotStarted as why:
+        console.print("[yellow]Not in a sandbox:[/]", escape(last_words(why.message)), soft_wrap=True)
+        outcomes.append(await once(console, "process", None, drawn, unsafe=True))
     console.print(table(outcomes))
     console.print(f"Outputs: {outputs}. All of it took {time.perf_counter() - start:.1f} s.", soft_wrap=True)
+
+
+def last_words(message: str) -> str:
+    """Of a server's log the line that says why it ended; all of a message of one line."""
+    lines = message.strip().splitlines()
+    reasons = [line.partition(": ")[2] for line in lines if re.match(r"oscar\.[\w.]+: ", line)]
+    return reasons[-1] if reasons else lines[-1]
 
 
 def table(outcomes: list[Outcome]) -> Table:

@@ -21,6 +21,10 @@ START_WITHIN = 60.0
 STOP_WITHIN = 30.0
 
 
+class NotStarted(Unavailable):
+    """The server did not start; the message has the end of its log."""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """Where a running server is, and its administrator's account."""
@@ -42,7 +46,7 @@ async def running(engine: str, folder: Path, *, unsafe: bool = False) -> AsyncIt
         unsafe: let the process engine work without a sandbox.
 
     Raises:
-        Unavailable: it did not start, with the end of its log.
+        NotStarted: it did not start, with the end of its log.
     """
     log = folder / "server.log"
     # No setting of a server that the user has reaches this one.
@@ -77,7 +81,7 @@ async def answering(process: asyncio.subprocess.Process, facts: Path, log: Path)
     """Wait until the server answers /health; it writes where it is into its file of facts.
 
     Raises:
-        Unavailable: it ended, or does not answer in time.
+        NotStarted: it ended, or does not answer in time.
     """
 
     async def ask() -> Server:
@@ -88,12 +92,12 @@ async def answering(process: asyncio.subprocess.Process, facts: Path, log: Path)
                     if await client.health():
                         return Server(said["endpoint"], said["s3"], said["user"], said["password"], log)
             await asyncio.sleep(0.02)  # nobody tells when a process of ours listens
-        raise Unavailable(f"The server ended with code {process.returncode}:\n{tail(log)}")
+        raise NotStarted(f"The server ended with code {process.returncode}:\n{tail(log)}")
 
     try:
         return await asyncio.wait_for(ask(), START_WITHIN)
     except TimeoutError:
-        raise Unavailable(f"The server does not answer:\n{tail(log)}") from None
+        raise NotStarted(f"The server does not answer:\n{tail(log)}") from None
 
 
 async def ended(process: asyncio.subprocess.Process) -> None:
