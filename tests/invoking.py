@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import uvloop
+
 from oscar.compute.base import Answer, Run
 from oscar.compute.local.containers import Containers
 from oscar.compute.local.crew import CrewStats, Limits
@@ -155,7 +157,7 @@ class Street:
             finally:
                 await engine.close()
 
-        asyncio.run(run())
+        uvloop.run(run())  # as the server does
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 30) -> None:

@@ -271,15 +271,21 @@ from tests.invoking import Street
 async def scenario(house):
     warm = house.service("echo warm", synchronous={"min_scale": 1})
     await house.call(warm)
-    busy = asyncio.create_task(house.call(house.service(f"sleep {sys.argv[2]}", name="busy")))
+    busy = asyncio.create_task(house.call(house.service(f"sleep {input()}", name="busy")))
     print("begun", flush=True)
     await busy
 Street("process", Path(sys.argv[1])).live(scenario)
 """
     word = lasting()
-    arguments = [sys.executable, "-c", program, str(tmp_path), word]
-    server = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    # Not as an argument: the server itself would be found by it.
+    arguments = [sys.executable, "-c", program, str(tmp_path)]
+    server = subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert server.stdin
     assert server.stdout
+    server.stdin.write(f"{word}\n")
+    server.stdin.flush()
     assert server.stdout.readline() == "begun\n"
     asyncio.run(until(lambda: alive(word)))
     yield server

@@ -138,6 +138,7 @@ class Crew:
         self._promises: dict[Ticket, asyncio.Future[Place]] = {}
         self._image: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._wake = 0.0
         self._loop = asyncio.get_running_loop()
         self._cold: deque[float] = deque(maxlen=20)
         self._cold_starts = 0
@@ -165,8 +166,8 @@ class Crew:
         ticket = pool.join(user, self._loop.time())
         promise: asyncio.Future[Place] = self._loop.create_future()
         self._promises[ticket] = promise
-        self.settle()
         try:
+            self.settle()
             return await promise
         except asyncio.CancelledError:
             if promise.done() and not promise.cancelled() and promise.exception() is None:
@@ -197,7 +198,7 @@ class Crew:
         """The worker can take another request."""
         pool = self.pool
         pool.release(place, self._loop.time())
-        too_late = self._timer is None or self._timer.when() > place.since + pool.bounds.idle
+        too_late = self._timer is None or self._wake > place.since + pool.bounds.idle
         if pool.waiting or place.version != pool.version or too_late:
             self.settle()
 
@@ -391,10 +392,12 @@ class Crew:
             return
         if self._timer is not None:
             # One that rings too early does no harm, and is cheaper than a new one for each request.
-            if self._timer.when() <= wake:
+            if self._wake <= wake:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(wake, self._ring)
+        # Loops round to milliseconds; a bell before its time would ring again and again until then.
+        self._wake = wake
+        self._timer = self._loop.call_at(wake + 0.001, self._ring)
 
     def _ring(self) -> None:
         self._timer = None

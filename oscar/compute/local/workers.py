@@ -19,7 +19,7 @@ import yaml
 
 from oscar import telemetry
 from oscar.compute.base import Answer, Run
-from oscar.compute.local.crew import Crew, CrewStats, Limits, Yard
+from oscar.compute.local.crew import STOP_LIMIT, Crew, CrewStats, Limits, Yard
 from oscar.compute.local.engine import Engine
 from oscar.compute.local.pool import Bounds
 from oscar.compute.local.single import Single
@@ -130,8 +130,13 @@ class Workers:
                     await self._quiet.wait()
             except TimeoutError:
                 pass  # their time is up: they get the error
-        await asyncio.gather(*(crew.close(closing) for crew in self._yard.crews.values()))
-        await self._yard.settled()
+        ends = [asyncio.ensure_future(crew.close(closing)) for crew in self._yard.crews.values()]
+        ends.append(asyncio.ensure_future(self._yard.settled()))
+        _, stuck = await asyncio.wait(ends, timeout=STOP_LIMIT)
+        for end in stuck:
+            # The next start of the server removes what is left.
+            self._log.error("workers can't be ended", seconds=STOP_LIMIT)
+            end.cancel()
         self._yard.crews.clear()
 
     async def apply(self, service: Service) -> None:
