@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,8 @@ from botocore.awsrequest import AWSRequest
 
 from oscar.auth.s3 import check_policy, may_create, may_s3
 from oscar.model.object import Object
-from oscar.objects.embedded.blobs import Blobs
-from oscar.objects.embedded.server import PIECE, S3App
+from oscar.objects.embedded.blobs import MAX_PIECE, Blobs
+from oscar.objects.embedded.server import S3App
 from oscar.state.objects import Objects
 from tests.s3_raw import MIB, sign
 from tests.s3_server import ALICE, open_index, populate
@@ -106,11 +107,23 @@ def test_nobody_is_sent_to_who_has_gone(world: World) -> None:
         assert (await call(world, scope("PUT", "/private/k", body), body))[0] == 200
         status, got = await call(world, scope("GET", "/private/k"), leave_after=3)
         assert status == 200
-        assert len(got) <= 6 * PIECE
+        assert len(got) <= 6 * MAX_PIECE
         status, got = await call(world, scope("GET", "/private/k"))
         assert got == body
 
     asyncio.run(act())
+
+
+def test_many_transfers_share_the_memory(world: World) -> None:
+    with contextlib.ExitStack() as stack:
+        pieces = []
+        for _ in range(2000):
+            stack.enter_context(world.blobs.moving())
+            pieces.append(world.blobs.piece)
+    assert pieces[0] == pieces[63] == MAX_PIECE
+    assert all(count * size <= 64 * MIB for count, size in enumerate(pieces[:1024], 1))
+    assert pieces[-1] == 64 * 1024
+    assert world.blobs.piece == MAX_PIECE
 
 
 def test_a_client_that_leaves_before_its_body_gets_no_answer(world: World) -> None:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -31,6 +31,10 @@ COPY_STEP = 64 * 1024 * 1024
 """Bytes asked of the kernel in one copy call."""
 WRITERS = ".writers"
 """Folder of the lock files of the processes that write bodies."""
+MAX_PIECE = 1024 * 1024
+_MIN_PIECE = 64 * 1024
+_MEMORY = 64 * 1024 * 1024
+"""Bytes that all moving bodies hold together, as long as there are not more than a thousand."""
 _BUFFER = 1024 * 1024
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _WRITER = slice(14, None)
@@ -58,6 +62,8 @@ class Blobs:
         self._writer = secrets.token_hex(4)
         self._last = 0
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
+        self._long_threads = ThreadPoolExecutor(threads, thread_name_prefix="copies")
+        self._moving = 0
         self._folders: dict[str, int] = {}
         self._opening = threading.Lock()
         (folder / WRITERS).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -68,6 +74,7 @@ class Blobs:
     def close(self) -> None:
         """End the worker threads after their present work; idempotent."""
         self._threads.shutdown(wait=True)
+        self._long_threads.shutdown(wait=True)
         if self._lock < 0:
             return
         for descriptor in self._folders.values():
@@ -84,6 +91,24 @@ class Blobs:
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run blocking work in a worker thread; see `result`."""
         return await result(self._threads.submit(work, *args, **kwargs))
+
+    async def run_long(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for work on whole bodies, which must not keep the short work of others waiting."""
+        return await result(self._long_threads.submit(work, *args, **kwargs))
+
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """While a body moves between the network and here: shares the memory that `piece` gives out."""
+        self._moving += 1
+        try:
+            yield
+        finally:
+            self._moving -= 1
+
+    @property
+    def piece(self) -> int:
+        """Bytes of a body to hold in memory at once, less when many move at the same time."""
+        return max(min(_MEMORY // max(self._moving, 1), MAX_PIECE), _MIN_PIECE)
 
     def new_generation(self) -> str:
         """A new name that sorts by time: 14 hex digits of microseconds, then the name of this writer.
@@ -164,7 +189,7 @@ class Blobs:
         """Remove bodies in the background; what a crash leaves, the next start's sweep removes."""
         freed = [generation for generation in generations if generation]
         if freed:
-            self._threads.submit(self.discard, freed)
+            self._long_threads.submit(self.discard, freed)
 
     def writers(self) -> tuple[set[str], set[str]]:
         """The names of writing processes that live, and of those that ended without closing. Blocks."""

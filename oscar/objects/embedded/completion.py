@@ -170,11 +170,11 @@ async def _assemble(
         owner=upload.owner,
     )
     if blob is None:
-        await site.blobs.run(_join_last, site, upload, plan, only)
+        await site.blobs.run_long(_join_last, site, upload, plan, only)
         freed = await commit()
     else:
         try:
-            await site.blobs.run(_join_all, site, plan, blob)
+            await site.blobs.run_long(_join_all, site, plan, blob)
         except BaseException:
             await site.blobs.run(blob.drop)
             raise

@@ -37,7 +37,7 @@ def parse_source(header: str) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         raise fault("InvalidArgument", "The copy source is not UTF-8.", ArgumentName=SOURCE) from error
     bucket, separator, key = text.removeprefix("/").partition("/")
-    if not bucket or not separator or not key:
+    if not bucket or not separator or not key or "\0" in text:
         raise fault("InvalidArgument", "A copy source must be <bucket>/<key>.", ArgumentName=SOURCE)
     return bucket, key
 
@@ -93,7 +93,7 @@ async def copy_object(site: Site, request: Request) -> Answer:
                 "without changing its metadata or tags.",
             )
         try:
-            await site.blobs.run(copy_body, site.blobs, descriptor, source.size, blob)
+            await site.blobs.run_long(copy_body, site.blobs, descriptor, source.size, blob)
         except BaseException:
             await site.blobs.run(blob.drop)
             raise

@@ -24,8 +24,6 @@ from oscar.objects.embedded.faults import ClientGone, fault
 from oscar.objects.embedded.requests import Message, Receive, Request
 from oscar.objects.embedded.signature import UNSIGNED
 
-BATCH = 1024 * 1024
-"""Bytes gathered before a worker thread takes over."""
 STALL = 300.0
 """Seconds that a client may take for the next piece of its body."""
 MAX_OBJECT = 5 * 1024**4
@@ -286,6 +284,16 @@ async def receive_all(
         ClientGone: the connection closed before the end of the body.
         S3Error: what `feed` and `finish` find, or RequestTimeout.
     """
+    with blobs.moving():
+        return await _receive_batches(receive, blobs, feed, finish)
+
+
+async def _receive_batches(
+    receive: Receive,
+    blobs: Blobs,
+    feed: Callable[[list[bytes]], None],
+    finish: Callable[[list[bytes]], Received],
+) -> Received:
     batch: list[bytes] = []
     size = 0
     pending: Future[None] | None = None
@@ -298,7 +306,7 @@ async def receive_all(
                 size += len(body)
             if not message.get("more_body", False):
                 break
-            if size >= BATCH:
+            if size >= blobs.piece:
                 if pending:
                     await result(pending)
                 pending, batch, size = blobs.submit(feed, batch), [], 0

@@ -235,7 +235,7 @@ async def _copy_part(site: Site, request: Request) -> Answer:
         expected = Expected(length=length, trailer=upload.checksum_algorithm or None)
         blob = NewBlob(site.blobs, expected)
         try:
-            received = await site.blobs.run(_read_into, descriptor, start, length, blob)
+            received = await site.blobs.run_long(_read_into, descriptor, start, length, blob)
         except BaseException:
             await site.blobs.run(blob.drop)
             raise

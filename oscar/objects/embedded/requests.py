@@ -49,9 +49,13 @@ ANONYMOUS = "anonymous"
 
 def _decode(data: bytes) -> str:
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError as error:
         raise fault("InvalidURI", "The URI is not UTF-8.") from error
+    if "\0" in text:
+        # PostgreSQL can't hold it in text, so nothing of that name can be here.
+        raise fault("InvalidURI", "The URI must not contain the character NUL.")
+    return text
 
 
 def parse_query(raw: bytes) -> list[tuple[str, str]]:

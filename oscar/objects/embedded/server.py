@@ -18,7 +18,7 @@ from oscar.errors import OscarError
 from oscar.model.object import Bucket, Credential
 from oscar.objects.base import ObjectIndex
 from oscar.objects.embedded import cors, sweep
-from oscar.objects.embedded.blobs import Blobs
+from oscar.objects.embedded.blobs import MAX_PIECE, Blobs
 from oscar.objects.embedded.buckets import create_bucket
 from oscar.objects.embedded.faults import ClientGone, NotModified, S3Error, as_fault, fault
 from oscar.objects.embedded.intake import MAX_OBJECT
@@ -31,8 +31,6 @@ from oscar.objects.embedded.xml import error_document
 
 _log = telemetry.get("s3")
 
-PIECE = 1024 * 1024
-"""Bytes of a body read and sent at once."""
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 
@@ -223,9 +221,10 @@ class S3App:
         """Send a file in pieces, until its end or until the client has gone away."""
         offset, end = file.offset, file.offset + file.length
         # Sending to a closed connection raises nothing, so a long answer watches for it.
-        gone = asyncio.create_task(_disconnected(receive)) if file.length > PIECE else None
+        gone = asyncio.create_task(_disconnected(receive)) if file.length > MAX_PIECE else None
         try:
-            await self._send_pieces(send, file, offset, end, gone)
+            with self.site.blobs.moving():
+                await self._send_pieces(send, file, offset, end, gone)
         finally:
             if gone is not None:
                 gone.cancel()
@@ -239,9 +238,10 @@ class S3App:
                 await asyncio.sleep(0)
                 if gone.done():
                     return
-            piece = _read_now(file.descriptor, min(PIECE, end - offset), offset)
+            size = min(self.site.blobs.piece, end - offset)
+            piece = _read_now(file.descriptor, size, offset)
             if piece is None:
-                piece = await self.site.blobs.run(os.pread, file.descriptor, min(PIECE, end - offset), offset)
+                piece = await self.site.blobs.run(os.pread, file.descriptor, size, offset)
             if not piece:
                 raise OSError("a body is shorter than its row says")
             offset += len(piece)

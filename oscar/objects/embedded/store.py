@@ -62,7 +62,7 @@ class EmbeddedStore:
         for _ in range(_ATTEMPTS):
             obj = await self._object(bucket, key)
             try:
-                await self._blobs.run(self._copy_out, obj, path)
+                await self._blobs.run_long(self._copy_out, obj, path)
             except FileNotFoundError:
                 # Its body was replaced between the look and the open: look again.
                 continue
@@ -97,7 +97,7 @@ class EmbeddedStore:
             return await self.stat(bucket, key)
         owner = await self._owner(bucket)
         generation = self._blobs.new_generation()
-        descriptor, size, etag = await self._blobs.run(self._copy_in, path, generation)
+        descriptor, size, etag = await self._blobs.run_long(self._copy_in, path, generation)
         obj = Object(
             bucket=bucket,
             key=key,

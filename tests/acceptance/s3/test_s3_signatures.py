@@ -278,7 +278,9 @@ def test_virtual_hosts(tmp_path: Path) -> None:
         assert at("s3.example.org", "GET", "/private/k/x").body == b"v"
 
 
-@pytest.mark.parametrize("path", ["/private/%ff", "/private/%c3%28"])
+@pytest.mark.parametrize(
+    "path", ["/private/%ff", "/private/%c3%28", "/private/nul%00", "/private?prefix=%00"]
+)
 def test_paths_that_are_not_utf_8(server: Server, path: str) -> None:
     assert send(server, "GET", path, b"", {}).code == "InvalidURI"
 
