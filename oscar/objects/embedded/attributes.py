@@ -200,7 +200,7 @@ def overrides(query: Mapping[str, str]) -> dict[str, str]:
     for parameter, header in OVERRIDES.items():
         value = query.get(parameter)
         if value is not None:
-            if any(ord(character) < ord(" ") for character in value):
+            if any(ord(character) < ord(" ") or character == "\x7f" for character in value):
                 raise fault(
                     "InvalidArgument", "A header can't hold control characters.", ArgumentName=parameter
                 )

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from oscar.errors import OscarError
+from oscar.errors import OscarError, StorageFull
 from oscar.model.object import Object
 from oscar.objects.embedded import buckets, names
 from oscar.objects.embedded.attributes import (
@@ -58,7 +58,8 @@ async def commit_blob(site: Site, blob: NewBlob, commit: Callable[[], Awaitable[
     try:
         result = await commit()
     except OscarError as error:
-        if error.status < 500:  # noqa: PLR2004 - a refusal; a server error may have happened after the commit
+        # A refusal, and a full disk, are certain; another server error may have come after the commit.
+        if error.status < 500 or isinstance(error, StorageFull):  # noqa: PLR2004 - HTTP's border between the two
             await site.blobs.run(blob.drop)
         else:
             blob.keep()
