@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import obstore
@@ -63,6 +64,12 @@ def run(*arguments: str | Path, env: dict[str, str], home: Path, given: str = ""
     return done.stdout
 
 
+def fetch(url: str) -> bytes:
+    """What an address gives to somebody without keys."""
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return bytes(answer.read())
+
+
 def test_boto3(server: Server, bucket: str, files: Path, tmp_path: Path) -> None:
     s3 = admin(server)
     config = TransferConfig(multipart_threshold=5 * MIB, multipart_chunksize=5 * MIB, max_concurrency=4)
@@ -110,8 +117,7 @@ def test_minio_py(server: Server, bucket: str, files: Path, tmp_path: Path) -> N
     top = [(entry.object_name, entry.is_dir) for entry in client.list_objects(bucket)]
     assert ("folder one/", True) in top
     url = client.presigned_get_object(bucket, "small.txt")
-    run("curl", "-sfo", tmp_path / "linked", url, env={}, home=tmp_path)
-    assert (tmp_path / "linked").read_bytes() == (files / "small.txt").read_bytes()
+    assert fetch(url) == (files / "small.txt").read_bytes()
     from minio.deleteobjects import DeleteObject
 
     keys = [DeleteObject(key) for key in stored(server, bucket)]
