@@ -20,5 +20,5 @@ def routes() -> list[str]:
             continue
         for route in router.routes:
             if isinstance(route, APIRoute) and route.include_in_schema:
-                found |= {f"{method} {route.path}" for method in route.methods}
+                found |= {f"{method} {route.path}" for method in route.methods or ()}
     return sorted(found)
