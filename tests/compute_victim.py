@@ -79,9 +79,10 @@ async def main(engine: str, folder: Path, image: str, endpoint: str) -> None:
         async for state in compute.observe():
             if state.phase is Phase.DONE and state.name in left:
                 write(ends / state.name, json.dumps([state.trouble, state.exit_code, state.message]))
-                await compute.forget(state.name)
+                # Before it is forgotten: a claim must not take it for a new one then.
                 left.discard(state.name)
                 done[state.name].set()
+                await compute.forget(state.name)
             if not left:
                 break
     await asyncio.gather(*claiming)

@@ -29,9 +29,11 @@ from oscar.errors import EngineError, EngineMissing, ImageError, InvalidField
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 # https://pkg.go.dev/github.com/distribution/reference: a host with an optional port, path, tag, digest. Anything
 # else could be an option, or name a file of this machine (`dir:/etc`, `docker-archive:...`).
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _IMAGE = re.compile(
-    r"(?:(?P<host>[A-Za-z0-9.-]+\.[A-Za-z0-9.-]*(?::\d+)?|[A-Za-z0-9-]+:\d+|localhost)/)?"
-    r"[a-z0-9]+(?:[._/-]+[a-z0-9]+)*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@[A-Za-z0-9]+:[0-9a-fA-F]{32,})?"
+    rf"(?:(?P<host>{_LABEL}(?:\.{_LABEL})+(?::\d+)?|{_LABEL}:\d+|localhost)/)?"
+    rf"{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@[A-Za-z0-9]+:[0-9a-fA-F]{{32,}})?"
 )
 _NO_IMAGE = re.compile(r"no such image|image not known|unable to find image", re.IGNORECASE)
 _PULL_LIMIT = 3600.0
