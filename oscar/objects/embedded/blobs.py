@@ -36,9 +36,14 @@ _MIN_PIECE = 64 * 1024
 _MEMORY = 64 * 1024 * 1024
 """Bytes that all moving bodies hold together, as long as there are not more than a thousand."""
 _BUFFER = 1024 * 1024
+_NAMES_FOLLOW = frozenset({"ext4", "xfs", "btrfs"})
+"""File systems on which making a new file durable makes its name durable: both are in one transaction of the journal.
+Elsewhere the folder is flushed by itself, as POSIX wants it."""
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _WRITER = slice(14, None)
 _NAME_LENGTH = 22
+_DEVICE = 2
+"""Field of a line of mountinfo."""
 _FOLDER = slice(12, 14)
 """The part of a name that changes fastest also names its folder, so that bodies spread over 256 of them."""
 _MAX_VECTORS = 512
@@ -68,6 +73,7 @@ class Blobs:
         self._opening = threading.Lock()
         (folder / WRITERS).mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = folder / WRITERS / self._writer
+        self._names_follow = file_system(folder) in _NAMES_FOLLOW
         self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
@@ -155,13 +161,16 @@ class Blobs:
         """Write a small body that is complete, durable on return, with as few system calls as can be."""
         folder = self._folder_of(generation)
         with translated():
-            descriptor = os.open(generation, _NEW | os.O_DSYNC, 0o600, dir_fd=folder)
+            descriptor = os.open(generation, _NEW | os.O_SYNC, 0o600, dir_fd=folder)
         try:
-            write_at(descriptor, pieces, 0)
+            if not write_at(descriptor, pieces, 0):
+                with translated():
+                    os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        with translated():
-            os.fsync(folder)
+        if not self._names_follow:
+            with translated():
+                os.fsync(folder)
 
     def open(self, generation: str) -> int:
         """A descriptor for reading. Raises FileNotFoundError when the body was replaced in the meantime."""
@@ -224,6 +233,25 @@ class Blobs:
                 names = sorted(body.name for body in folder.iterdir())
                 alive, _ = self.writers()
                 yield [name for name in names if _is_body(name, folder.name) and name[_WRITER] not in alive]
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
+    """The type of the file system that holds a folder, "" when it can't be found out.
+
+    Source of the format: proc(5), /proc/pid/mountinfo.
+    """
+    device = path.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        if len(fields) > _DEVICE and fields[_DEVICE] == wanted:
+            return after.partition(" ")[0]
+    return ""
 
 
 def _is_body(name: str, folder: str) -> bool:
