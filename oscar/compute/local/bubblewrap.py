@@ -75,7 +75,8 @@ def arguments(
     shown += [("--tmpfs", str(path)) for path in walls.hidden if _is_shown(path, shown)]
     for mount in mounts:
         shown.append(("--ro-bind" if mount.read_only else "--bind", str(mount.source), mount.target))
-    options = [*_namespaces(walls), *_with_parents(shown)]
+    # What is left of the root is nobody's place to write: it is memory without a limit.
+    options = [*_namespaces(walls), *_with_parents(shown), "--remount-ro", "/"]
     drop: tuple[str, ...] = ()
     variables = dict(env)
     if walls.root and walls.setpriv:
