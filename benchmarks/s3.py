@@ -28,7 +28,7 @@ ROUNDS = 10
 CLIENTS = 16
 SMALL = 4096
 BIG = 1024**3
-BIG_ROUNDS = 3
+BIG_ROUNDS = 4
 PART = 16 * 1024**2
 BUCKET = "benchmark"
 
@@ -79,7 +79,7 @@ async def at_once(clients: int, count: int, act: Callable[[int], Awaitable[None]
 async def small_objects(sides: list[Side], clients: int, count: int) -> None:
     body = os.urandom(SMALL)
     for turn in range(ROUNDS):
-        for side in sides:
+        for side in sides if turn % 2 else reversed(sides):
             store = side.store()
             await obstore.put_async(store, "warm", body)
 
@@ -96,8 +96,8 @@ async def small_objects(sides: list[Side], clients: int, count: int) -> None:
 
 
 async def big_object(sides: list[Side], source: Path) -> None:
-    for _ in range(BIG_ROUNDS):
-        for side in sides:
+    for turn in range(BIG_ROUNDS):
+        for side in sides if turn % 2 else reversed(sides):
             store = side.store()
 
             async def put(store: S3Store = store) -> None:

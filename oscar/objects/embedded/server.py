@@ -31,6 +31,8 @@ from oscar.objects.embedded.xml import error_document
 
 _log = telemetry.get("s3")
 
+SWEEP_EVERY = 6 * 3600.0
+"""Seconds between sweeps; the first is at the start."""
 _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 
@@ -104,15 +106,16 @@ class S3App:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _sweep(self) -> None:
-        site = self.site
-        try:
-            removed = await sweep.sweep(site.index, site.blobs)
-            expired = await sweep.expire_uploads(site.index, site.blobs, site.now_ms())
-        except OscarError as error:
-            _log.warning("sweep_failed", error=str(error))
-            return
-        if removed or expired:
-            _log.info("swept", orphans=removed, uploads=expired)
+        while True:
+            site, removed, expired = self.site, 0, 0
+            try:
+                removed = await sweep.sweep(site.index, site.blobs)
+                expired = await sweep.expire_uploads(site.index, site.blobs, site.now_ms())
+            except OscarError as error:
+                _log.warning("sweep_failed", error=str(error))
+            if removed or expired:
+                _log.info("swept", orphans=removed, uploads=expired)
+            await asyncio.sleep(SWEEP_EVERY)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = secrets.token_hex(8).upper()

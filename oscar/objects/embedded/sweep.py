@@ -1,7 +1,8 @@
 """Removes what a crash left in the folder of bodies, and uploads that nobody finishes.
 
-Started in the background by `server` at start. A body may go when no row names it and the process that wrote
-it is dead. That it is dead is known before the rows are asked, so nothing can be committed in between.
+Run in the background by `server`, at start and every few hours. A body may go when no row names it and the
+process that wrote it is dead. That it is dead is known before the rows are asked, so nothing can be committed
+in between.
 """
 
 from __future__ import annotations
