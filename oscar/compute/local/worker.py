@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import re
 from collections.abc import Callable, Coroutine, Mapping
@@ -23,8 +24,11 @@ _REPLY = re.compile(
     rb"ready (?P<ready>alone|shared)|(?P<id>(check)?[0-9]{1,9}) (?P<code>[0-9]{1,3}) (?P<left>[01])"
 )
 FIFOS = ("requests", "replies", "log")
-PIPE = 65536
-"""Bytes that a FIFO of Linux holds; so one read of that size after a reply gets the rest of the log."""
+BLOCK = 65536
+LOG_PIPE = 1024 * 1024
+"""Bytes of output that a script may be ahead of us, where we are allowed to have so large a pipe."""
+LOG_AFTER = 0.01
+"""Seconds after a script's start when we begin to read its output; what a shorter one says is read at its end."""
 GRACE = (0.005, 0.02, 0.05, 0.1)
 """Seconds between looks whether left-over processes are gone."""
 SILENCE = 2.0
@@ -118,6 +122,8 @@ class Worker:
         self._answer: asyncio.Future[tuple[int, bool]] | None = None
         self._partial = b""
         self._requests = self._replies = self._log = -1
+        self._log_size = BLOCK
+        self._hears_log = False
         self._watch: asyncio.Task[Exit | None] | None = None
         self._alone = True
         self._aborted: OscarError | None = None
@@ -192,18 +198,23 @@ class Worker:
         self.folder.write_env(variables)
         self._serial += 1
         answer = self._expect(str(self._serial))
+        loop = asyncio.get_running_loop()
+        timers = [loop.call_later(LOG_AFTER, self._listen_to_log)]
+        if timeout is not None:
+            timers.append(loop.call_later(timeout, self._give_up, timeout))
         self._send()
-        if timeout is None:
+        try:
             code, left = await answer
-        else:
-            try:
-                async with asyncio.timeout(timeout):
-                    code, left = await answer
-            except TimeoutError:
-                raise overran(timeout) from None
+        finally:
+            for timer in timers:
+                timer.cancel()
         if left and self._alone:
             left = not await self._settles()
         return Reply(code, self._capture.take(), left or not self._alone)
+
+    def _give_up(self, timeout: float) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(overran(timeout))
 
     async def kill(self) -> None:
         """End all that runs in the sandbox; it is ended when this returns."""
@@ -285,9 +296,10 @@ class Worker:
             (work / name).chmod(0o666)  # the user of the image may be anybody
         flags = os.O_RDWR | os.O_NONBLOCK  # both ends are ours too: no end of file between requests
         self._requests, self._replies, self._log = (os.open(work / name, flags) for name in FIFOS)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._replies, self._on_reply)
-        loop.add_reader(self._log, self._on_log)
+        with contextlib.suppress(OSError):  # more than this user may have: it stays as small as it is
+            fcntl.fcntl(self._log, fcntl.F_SETPIPE_SZ, LOG_PIPE)
+        self._log_size = fcntl.fcntl(self._log, fcntl.F_GETPIPE_SZ)
+        asyncio.get_running_loop().add_reader(self._replies, self._on_reply)
 
     def _close(self) -> None:
         loop = asyncio.get_running_loop()
@@ -307,9 +319,30 @@ class Worker:
     def _send(self) -> None:
         os.write(self._requests, self._asked.encode() + b"\n")
 
-    def _on_log(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._capture.add(os.read(self._log, PIPE))
+    def _listen_to_log(self) -> None:
+        # Not from the start: a short script's output waits in the pipe, which saves a wake-up for each line.
+        if self._log >= 0:
+            asyncio.get_running_loop().add_reader(self._log, self._on_log)
+            self._hears_log = True
+
+    def _on_log(self) -> int:
+        """Take what is there, at most one read; its size."""
+        try:
+            data = os.read(self._log, BLOCK)
+        except BlockingIOError:
+            return 0
+        self._capture.add(data)
+        return len(data)
+
+    def _end_log(self) -> None:
+        """Take all that the script has written before its end, and listen no more."""
+        if self._hears_log:
+            asyncio.get_running_loop().remove_reader(self._log)
+            self._hears_log = False
+        # Not more than it held then: left-over processes may go on writing.
+        left = self._log_size
+        while left > 0 and self._on_log() == BLOCK:
+            left -= BLOCK
 
     def _on_reply(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -328,7 +361,7 @@ class Worker:
         elif found["ready"] and self._asked == "ready":
             answer.set_result((0, found["ready"] == b"shared"))
         elif found["id"] == self._asked.encode():
-            self._on_log()
+            self._end_log()
             answer.set_result((int(found["code"]), found["left"] == b"1"))
 
     def _on_exit(self, watch: asyncio.Task[Exit | None]) -> None:

@@ -8,6 +8,7 @@ not trusted: links are never followed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -25,6 +26,9 @@ WORK = "/oscar/work"
 CONFIG = "/oscar/config"
 SHELL = "/bin/sh"
 LARGE_ENV = 65536
+FEW = 100
+SHORT = 8192
+"""Fewer and shorter variables than these can't be more than a program takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,7 @@ class Kit:
 
 
 def exports(variables: Mapping[str, str]) -> bytes:
-    """Lines of POSIX shell that set and export the variables, whatever their values.
-
-    Raises:
-        InvalidField: a name that is none in a shell, or a value that no program can be given.
-    """
-    environment.check(variables)
+    """Lines of POSIX shell that set and export the variables, whatever their values."""
     lines = [f"export {name}='{_quoted(value)}'\n" for name, value in variables.items()]
     return "".join(lines).encode("utf-8", "surrogateescape")
 
@@ -81,7 +80,11 @@ class WorkFolder:
         # Containers begin where their image says; processes in the one folder that is theirs alone.
         self.workdir = "" if engine.name != "process" else "/tmp" if engine.maps_paths else str(self.work)  # noqa: S108
         self._made: dict[str, tuple[int, ...]] = {}
-        self._loose: list[Path] = []
+        # As text: on the way of every request, and paths cost more than the calls that they are made for.
+        self._work = str(self.work)
+        self._paths = {name: f"{self._work}/{name}" for name in ("in", "out")}
+        self._names: set[str] = set()
+        self._loose: list[str] = []
         self._env = -1
         self._env_size = 0
 
@@ -117,15 +120,26 @@ class WorkFolder:
         Raises:
             InvalidField: a variable that no program can be given.
         """
+        if not self._known(variables):
+            environment.check(variables)
+            self._names.update(variables)
         text = exports(variables)
         # Overwritten in place and padded with empty lines: a new file, or a truncation, costs ten times more.
         os.pwrite(self._env, text.ljust(self._env_size, b"\n"), 0)
         self._env_size = max(self._env_size, len(text))
 
+    def _known(self, variables: Mapping[str, str]) -> bool:
+        """Whether a look shows that the variables are as good as those of earlier requests."""
+        return (
+            len(variables) < FEW
+            and self._names.issuperset(variables)
+            and not any(len(value) > SHORT or "\0" in value for value in variables.values())
+        )
+
     def holds(self, name: str) -> bool:
         """Whether `in` or `out` is still the folder that we made, not something that the script put there."""
         try:
-            found = os.lstat(self.work / name)
+            found = os.lstat(self._paths[name])
         except OSError:
             return False
         # The number alone is not enough: it is given again to what is made next, be that a link.
@@ -135,12 +149,12 @@ class WorkFolder:
         """Whether the script left anything in `out`."""
         if not self.holds("out"):
             return False
-        with os.scandir(self.work / "out") as entries:
+        with os.scandir(self._paths["out"]) as entries:
             return next(entries, None) is not None
 
     def only_small_output(self, most: int) -> bytes | None:
         """The content of the only thing in `out`, when that is a file of at most so many bytes; blocking."""
-        with os.scandir(self.work / "out") as entries:
+        with os.scandir(self._paths["out"]) as entries:
             first, second = next(entries, None), next(entries, None)
         if first is None or second is not None or not first.is_file(follow_symlinks=False):
             return None
@@ -164,7 +178,8 @@ class WorkFolder:
         """
         self._wipe_env()
         while self._loose:
-            self._loose.pop().unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._loose.pop())  # noqa: PTH108
         try:
             return all(self._tidy(name) for name in list(self._made))
         except (_Deep, PermissionError):
@@ -196,9 +211,8 @@ class WorkFolder:
             raise StorageError(f"the input can't be written: {error.strerror}") from error
 
     def _put(self, path: str, content: bytes) -> None:
-        file = self.work / path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        fd = os.open(file, flags, 0o644)
+        file = f"{self._work}/{path}"
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             if not path.startswith(("in/", "out/")):
                 self._loose.append(file)
@@ -217,7 +231,7 @@ class WorkFolder:
         await remove_folder(self._engine, self.path)
 
     def _tidy(self, name: str) -> bool:
-        folder = self.work / name
+        folder = self._paths[name]
         if not self.holds(name):
             # A script may remove the folder; but where it put something else, nothing of ours goes there.
             if os.path.lexists(folder):
