@@ -64,6 +64,8 @@ async def main(engine: str, folder: Path, image: str, endpoint: str) -> None:
             try:
                 await compute.submit(run, adopt=known)
             except RunNotFound:
+                if done[name].is_set():  # forgotten while it was asked for
+                    return
                 await compute.submit(run)
             await done[name].wait()
 
