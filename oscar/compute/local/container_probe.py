@@ -25,6 +25,7 @@ from oscar.errors import EngineError, EngineMissing
 
 IMAGE = "localhost/oscar-probe:1"
 _LIMIT = 60.0
+_OFFLINE = ("--network=none",)
 _SEEN = "/oscar/probe/seen"
 # mkdir("/oscar/probe/seen", 0777), then exit(0) when that worked and exit(1) when not: shows that the
 # container starts and writes into a folder of ours. By machine: ELF e_machine, then the code before the path.
@@ -59,6 +60,9 @@ async def examine(cli: Cli, folder: Path) -> Facts:
         )
     await _make_image(cli)
     options, runtime = await _options(cli, folder, info)
+    offline = await _runs(cli, folder, options, network=())
+    if offline is not None:
+        options = [*options, *_OFFLINE]
     limits = {
         name: await _runs(cli, folder, [*options, *arguments]) is None
         for name, arguments in (
@@ -70,7 +74,8 @@ async def examine(cli: Cli, folder: Path) -> Facts:
     }
     if limits["pids"]:
         options = [*options, "--pids-limit", "4096"]
-    warnings = [
+    warnings = [f"containers have no network: {offline}"] if offline is not None else []
+    warnings += [
         f"{what} limits are not kept"
         for name, what in (("memory", "memory"), ("cpu", "CPU"))
         if not limits[name]
@@ -155,13 +160,15 @@ def _ulimits() -> list[str]:
     return arguments
 
 
-async def _runs(cli: Cli, folder: Path, options: list[str]) -> str | None:
+async def _runs(
+    cli: Cli, folder: Path, options: list[str], *, network: tuple[str, ...] = _OFFLINE
+) -> str | None:
     """What is in the way of a container with these options; None when it starts and sees a folder of ours."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".probe") as place:
         mounted = Path(place)
         mounted.chmod(0o777)
         said = await cli.run(
-            "run", "--rm", "--network=none", "--pull=never", *options, "-v", f"{mounted}:/oscar/probe", IMAGE,
+            "run", "--rm", *network, "--pull=never", *options, "-v", f"{mounted}:/oscar/probe", IMAGE,
             limit=_LIMIT,
         )  # fmt: skip
         if said.code != 0:
