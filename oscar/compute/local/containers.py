@@ -260,7 +260,7 @@ class Containers:
         """Wait for the end of a podman container's first process; False when it is not there.
 
         podman's own events come a quarter of a second late where they are kept in a file, and a stream of them
-        needs a process that waits beside the server: docs/decisions/0006-podman-exits-by-pidfd.md.
+        needs a process that waits beside the server: docs/decisions/0007-podman-exits-by-pidfd.md.
         """
         pidfd = open_in_group(pid, number)
         if pidfd is None:
