@@ -216,4 +216,5 @@ def test_decisions_are_numbered_from_one_without_gaps() -> None:
     assert numbers == list(range(1, len(numbers) + 1))
     for path in DECISIONS:
         assert re.fullmatch(r"\d{4}-[a-z0-9-]+\.md", path.name)
-        assert path.read_text().startswith(f"# {path.name[:4]} "), f"{path.name}: `# {path.name[:4]} title`"
+        title = path.read_text().partition("\n")[0]
+        assert re.match(rf"# 0*{int(path.name[:4])}\.? ", title), f"{path.name}: # NNNN title"
