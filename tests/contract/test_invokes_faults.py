@@ -67,8 +67,6 @@ def test_a_worker_that_dies_with_a_request_fails_it_and_the_next_works(street: S
 @each_engine
 def test_out_of_memory_is_an_answer_or_an_error_but_no_hang(street: Street) -> None:
     async def scenario(house: House) -> None:
-        if not house.engine.facts.memory:
-            pytest.skip("memory limits are not kept here")
         # tail keeps all that it reads of a line.
         service = house.service(
             '[ "$FAST" ] && echo fine && exit 0; head -c 400000000 /dev/zero | tail -c 400000000 | wc -c',
@@ -383,6 +381,29 @@ def test_deaf_sandboxes_are_noticed(tmp_path: Path) -> None:
             service = house.service('cat "$INPUT_FILE_PATH"')
             assert await house.text(service, b"[1]") == "[1]"
             assert await house.text(service, b"[2]") == "[2]"
+
+    asyncio.run(run())
+
+
+def test_without_a_sandbox_workers_serve_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are not walled in: left-over ones can't be told, so no worker is used again."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    async def run() -> None:
+        engine = Processes(tmp_path / "engine", installation="test", unsafe=True)
+        await engine.probe()
+        assert not engine.maps_paths
+        async with open_house(engine, "none", tmp_path / "workers") as house:
+            word = lasting()
+            service = house.service(
+                'cat "$INPUT_FILE_PATH"; cat "$INPUT_FILE_PATH" > "$TMP_OUTPUT_DIR/f"; sleep "$LEAVE" &'
+            )
+            for number in range(3):
+                answer = await house.call(service, as_json(number), environment={"LEAVE": word})
+                assert answer.log == as_json(number)
+                assert base64.b64decode(answer.body) == as_json(number)
+                assert not alive(word)
+            assert house.stats().cold_starts == 3
 
     asyncio.run(run())
 

@@ -158,6 +158,8 @@ class Crew:
             EngineError, ImageError: none could be started.
         """
         pool = self.pool
+        if pool.closed:
+            raise Unavailable("the service's workers are being ended", headers={"Retry-After": "5"})
         place = pool.take(user, self._loop.time())
         if place is not None:
             return place

@@ -35,6 +35,8 @@ from oscar.supervisor.providers import Providers
 from oscar.supervisor.stage import stage_in, stage_out
 
 PREFIX = "w-"
+PATIENCE = 10.0
+"""Seconds that the answer to an overrun waits for the script's end."""
 SMALL = 256 * 1024
 """Bytes of a body up to which it is decoded and written without a thread: a hop costs more."""
 
@@ -149,10 +151,10 @@ class Workers:
 
     async def remove(self, owner: str, name: str) -> None:
         """End the service's workers; requests under way fail. Silent if there are none."""
-        crew = self._yard.crews.get((owner, name))
+        # Out of the list first: a service of that name that is made meanwhile has workers of its own.
+        crew = self._yard.crews.pop((owner, name), None)
         if crew is not None:
             await crew.close(ServiceNotFound("the service was deleted while the request was under way"))
-            self._yard.crews.pop((owner, name), None)
 
     def stats(self) -> list[CrewStats]:
         """How the workers of each service do."""
@@ -189,7 +191,7 @@ class Workers:
         except InvocationTimeout:
             # Whoever hears of it may rely on that the script is stopped.
             ended = True
-            await asyncio.shield(crew.end(place))
+            await asyncio.wait({crew.end(place)}, timeout=PATIENCE)
             raise
         except asyncio.CancelledError:
             reusable = False  # a thread may still be writing into the folder
@@ -262,8 +264,10 @@ class Workers:
                 # The user of the image may have written what we must not read.
                 await self._engine.own(worker.folder.work)
                 body = await self._collect(worker.folder, run, planned, reply, said)
-        log = reply.log + "".join(f"{line}\n" for line in said).encode("utf-8", "replace")
-        return Answer(body, reply.code, log)
+        for line in said:
+            # The supervisor's lines are no part of an answer.
+            self._log.debug("sync call", service=run.service.name, line=line)
+        return Answer(body, reply.code, reply.log)
 
     async def _collect(
         self, folder: WorkFolder, run: Run, planned: Plan, reply: Reply, said: list[str]
