@@ -352,6 +352,20 @@ def test_limits_of_running_scripts_are_not_free(machine: Machine) -> None:
     live(machine, scenario)
 
 
+def test_what_a_service_needs_beforehand_is_made_and_removed(machine: Machine) -> None:
+    async def scenario(server: Server) -> None:
+        service = server.order("true", image_prefetch=True, owner="ann").service
+        await server.compute.apply(service)
+        await server.compute.apply(service)
+        await server.compute.remove("ann", "hello")
+        await server.compute.remove("ann", "hello")
+        # An image that can't be had beforehand is no error yet: it may be there by the first job.
+        await server.compute.apply(service.model_copy(update={"image": "localhost/missing:1"}))
+        await server.compute.remove("ann", "hello")
+
+    live(machine, scenario)
+
+
 def test_what_can_not_be_honoured_is_said(machine: Machine) -> None:
     async def scenario(server: Server) -> None:
         assert server.compute.describe()

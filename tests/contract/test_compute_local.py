@@ -158,6 +158,39 @@ def test_an_image_that_was_removed_meanwhile_is_had_again(machine: Machine) -> N
     live(machine, scenario)
 
 
+@CONTAINER
+def test_jobs_that_wait_for_an_image_share_one_pull_and_hold_up_nobody(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """A registry that takes its time: others start meanwhile, and a stop does not wait for it."""
+    asked: list[bytes] = []
+    answer = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readline())
+        await answer.wait()
+        writer.close()
+
+    async def scenario() -> None:
+        registry = await asyncio.start_server(slow, "127.0.0.1", 0)
+        port = registry.sockets[0].getsockname()[1]
+        async with registry:
+            async with machine.serve() as server:
+                orders = [server.order("true", image=f"127.0.0.1:{port}/slow:1") for _ in range(8)]
+                await asyncio.gather(*(server.compute.submit(order) for order in orders))
+                while not asked:
+                    await asyncio.sleep(0.01)
+                assert (await server.run("echo others go on")).trouble is None
+                pulls = [line for line in _command_lines() if f"127.0.0.1:{port}/slow:1" in line]
+                assert len(pulls) == 1
+                await server.compute.cancel(orders[0].name)
+                assert (await server.done(orders[0].name)).trouble is Trouble.CANCELLED
+            await until(lambda: not [line for line in _command_lines() if f"127.0.0.1:{port}/slow:1" in line])
+            answer.set()
+
+    asyncio.run(scenario())
+
+
 # Environment.
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from oscar import telemetry
 from oscar.compute.base import Phase, Run, RunState
 from oscar.compute.local.engine import Engine, Exit, Mount, Sandbox
 from oscar.compute.local.logs import Logs
@@ -42,6 +43,7 @@ _ENGINE_PAUSES = (1.0, 5.0, 30.0)
 """Seconds before an engine that does not answer is asked again."""
 
 T = TypeVar("T")
+log = telemetry.get("compute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,10 @@ class Attempt:
             end = _End(_trouble_of(error), error.message)
         except OSError as error:
             end = _End(Trouble.OUR, f"{error.strerror}: {error.filename}")
+        except Exception as error:
+            # A fault of ours: the run must end all the same, and the fault must be heard of.
+            log.exception("a run was given up", run=self.asked.name)
+            end = _End(Trouble.OUR, f"internal error: {type(error).__name__}")
         await self._settle(end)
 
     async def _to_the_end(self) -> _End:

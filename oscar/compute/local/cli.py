@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from oscar.compute.local import environment
 from oscar.errors import EngineError
@@ -54,6 +55,7 @@ class Cli:
         self.program = program
         self.folder = folder
         self._calls: set[asyncio.Task[Said]] = set()
+        self._pulling: set[asyncio.Task[Said]] = set()
         self._turn = asyncio.Semaphore(at_once or max(4, 2 * (os.cpu_count() or 1)))
 
     async def run(
@@ -61,7 +63,7 @@ class Cli:
         *args: str,
         env: Mapping[str, str] | None = None,
         env_file: str = "",
-        proxies: bool = False,
+        urgent: bool = False,
         limit: float | None = None,
     ) -> Said:
         """Call the tool and wait for its end. The call goes on when its caller is cancelled.
@@ -70,32 +72,39 @@ class Cli:
             args: the arguments.
             env: variables beside those that the tool needs itself.
             env_file: text of an `--env-file`, handed over without a place in the file system.
-            proxies: whether it may know of this server's proxies (for pulls; else containers would see them).
+            urgent: whether it waits for no turn.
             limit: seconds after which it is killed.
 
         Raises:
             EngineError: the tool can't be called, or took too long.
         """
-        call = asyncio.create_task(self._run(args, env or {}, env_file, proxies=proxies, limit=limit))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        return await asyncio.shield(call)
+        environ = {**own_environment(), **(env or {})}
+        return await self._going(self._calls, self._run(args, environ, env_file, urgent=urgent, limit=limit))
+
+    async def pull(self, image: str, *, limit: float) -> Said:
+        """Pull an image: takes no other call's turn, and may use this server's proxies."""
+        call = self._run(
+            ["pull", "--quiet", image], own_environment(proxies=True), "", urgent=True, limit=limit
+        )
+        return await self._going(self._pulling, call)
 
     async def drain(self) -> None:
-        """Wait for the calls that are going on: the end of the event loop would kill them half-way."""
-        while self._calls:
-            await asyncio.wait(self._calls)
+        """End pulls, and wait for other calls: the end of the event loop would kill them half-way."""
+        for call in self._pulling:
+            call.cancel()
+        while waiting := self._calls | self._pulling:
+            await asyncio.wait(waiting)
+
+    async def _going(self, calls: set[asyncio.Task[Said]], act: Coroutine[Any, Any, Said]) -> Said:
+        call = asyncio.create_task(act)
+        calls.add(call)
+        call.add_done_callback(calls.discard)
+        return await asyncio.shield(call)
 
     async def _run(
-        self,
-        args: Sequence[str],
-        env: Mapping[str, str],
-        env_file: str,
-        *,
-        proxies: bool,
-        limit: float | None,
+        self, args: Sequence[str], env: Mapping[str, str], env_file: str, *, urgent: bool, limit: float | None
     ) -> Said:
-        async with self._turn:
+        async with contextlib.nullcontext() if urgent else self._turn:
             files: list[int] = []
             if env_file:
                 files.append(_nameless_file(env_file))
@@ -110,7 +119,7 @@ class Cli:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
-                    env={**own_environment(proxies=proxies), **env},
+                    env=env,
                     pass_fds=files,
                     # Neither Ctrl-C nor the death of this server ends a call half-way.
                     start_new_session=True,
@@ -123,6 +132,12 @@ class Cli:
                     process.kill()
                 await process.wait()
                 raise EngineError(f"{self.program} {args[0]} did not end in {limit:.0f} s") from None
+            except asyncio.CancelledError:
+                if process.returncode is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
+                    await process.communicate()
+                raise
             except OSError as error:
                 raise EngineError(f"{self.program} can't be called: {error.strerror}") from error
             finally:

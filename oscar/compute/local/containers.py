@@ -137,7 +137,7 @@ class Containers:
         for known in dict.fromkeys([name, far]):
             if not always and (await self.cli.run("image", "inspect", "--format", "ok", known)).code == 0:
                 return known
-        said = await self.cli.run("pull", "--quiet", far, proxies=True, limit=_PULL_LIMIT)
+        said = await self.cli.pull(far, limit=_PULL_LIMIT)
         if said.code != 0:
             raise ImageError(f"{self.name} can't pull {far}: {said.words}", field="image")
         return far
@@ -294,7 +294,7 @@ class Containers:
 
     async def kill(self, name: str) -> None:
         """Kill it; see `Engine`."""
-        said = await self.cli.run("kill", "--signal", "KILL", _check_name(name))
+        said = await self.cli.run("kill", "--signal", "KILL", _check_name(name), urgent=True)
         if said.code != 0 and not _is_absent(said) and "running" not in said.err:
             raise EngineError(f"{self.name} can't kill {name}: {said.words}")
 
