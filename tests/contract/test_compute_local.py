@@ -159,15 +159,12 @@ def test_an_image_that_was_removed_meanwhile_is_had_again(machine: Machine) -> N
 
 
 @CONTAINER
-def test_jobs_that_wait_for_an_image_share_one_pull_and_hold_up_nobody(
-    machine: Machine, tmp_path: Path
-) -> None:
+def test_jobs_that_wait_for_an_image_share_one_pull_and_hold_up_nobody(machine: Machine) -> None:
     """A registry that takes its time: others start meanwhile, and a stop does not wait for it."""
-    asked: list[bytes] = []
-    answer = asyncio.Event()
+    asked, answer = asyncio.Event(), asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append(await reader.readline())
+        asked.set()
         await answer.wait()
         writer.close()
 
@@ -178,8 +175,7 @@ def test_jobs_that_wait_for_an_image_share_one_pull_and_hold_up_nobody(
             async with machine.serve() as server:
                 orders = [server.order("true", image=f"127.0.0.1:{port}/slow:1") for _ in range(8)]
                 await asyncio.gather(*(server.compute.submit(order) for order in orders))
-                while not asked:
-                    await asyncio.sleep(0.01)
+                await asked.wait()
                 assert (await server.run("echo others go on")).trouble is None
                 pulls = [line for line in _command_lines() if f"127.0.0.1:{port}/slow:1" in line]
                 assert len(pulls) == 1
