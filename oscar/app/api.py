@@ -23,7 +23,7 @@ from oscar.app.s3 import open_blobs, open_objects, open_store
 from oscar.compute.base import Compute
 from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.crew import Limits
-from oscar.compute.local.detect import Place, choose
+from oscar.compute.local.detect import Place, choose, recheck
 from oscar.core import services as service_rules
 from oscar.core.dispatcher import Dispatcher
 from oscar.core.platform import Platform, Signals
@@ -92,6 +92,7 @@ async def _lifespan(
             settings.data,
             objects,
             chosen=settings.engine == "process",
+            recheck=lambda: recheck(engine, place),
             limits=Limits(
                 queue=settings.worker_queue,
                 wait=settings.worker_wait,
