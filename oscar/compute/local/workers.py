@@ -36,7 +36,7 @@ from oscar.supervisor.stage import stage_in, stage_out
 
 PREFIX = "w-"
 PATIENCE = 10.0
-"""Seconds that the answer to an overrun waits for the script's end."""
+"""Seconds that an answer waits for the end of workers which it tells of; it comes about in any case."""
 SMALL = 256 * 1024
 """Bytes of a body up to which it is decoded and written without a thread: a hop costs more."""
 
@@ -153,8 +153,13 @@ class Workers:
         """End the service's workers; requests under way fail. Silent if there are none."""
         # Out of the list first: a service of that name that is made meanwhile has workers of its own.
         crew = self._yard.crews.pop((owner, name), None)
-        if crew is not None:
-            await crew.close(ServiceNotFound("the service was deleted while the request was under way"))
+        if crew is None:
+            return
+        gone = ServiceNotFound("the service was deleted while the request was under way")
+        end = self._yard.spawn(crew.close(gone), f"end of the workers of {name}")
+        _, late = await asyncio.wait({end}, timeout=PATIENCE)
+        if late:
+            self._log.warning("the workers of a deleted service are still being ended", service=name)
 
     def stats(self) -> list[CrewStats]:
         """How the workers of each service do."""

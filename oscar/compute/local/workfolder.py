@@ -188,12 +188,14 @@ class WorkFolder:
     async def tidy_all(self) -> bool:
         """Remove what a request left, however much it is and whoever's; False: not to be used again."""
         for name in self._made:
-            if self.holds(name):
+            path = self.work / name
+            act = _clear if self.holds(name) else shutil.rmtree
+            if path.is_dir() and not path.is_symlink():
                 try:
-                    await asyncio.to_thread(_clear, self.work / name)
+                    await asyncio.to_thread(act, path)
                 except PermissionError:
                     await self._engine.own(self.work)
-                    await asyncio.to_thread(_clear, self.work / name)
+                    await asyncio.to_thread(act, path)
         return bool(self.tidy())
 
     def put(self, path: str, content: bytes) -> None:
@@ -233,11 +235,14 @@ class WorkFolder:
     def _tidy(self, name: str) -> bool:
         folder = self._paths[name]
         if not self.holds(name):
-            # A script may remove the folder; but where it put something else, nothing of ours goes there.
-            if os.path.lexists(folder):
-                return False
-            self._make(name)
-            return True
+            # A script may remove the folder, or change its mode or owner; but where it put something else, nothing
+            # of ours goes there.
+            if not os.path.lexists(folder):
+                self._make(name)
+                return True
+            if stat.S_ISDIR(os.lstat(folder).st_mode):
+                raise _Deep
+            return False
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
