@@ -226,7 +226,10 @@ def test_crash_loop_backs_off_and_an_answer_ends_it() -> None:
     pool.release(place, now)
     pool.doom(place, now, failed=True)
     pool.gone(place)
-    assert kinds(pool.settle(now, 5)) == [Start]
+    (start,) = pool.settle(now, 5)
+    assert isinstance(start, Start), "one that has answered may die"
+    pool.doom(start.place, now, failed=True)
+    assert pool.retry_at - now == BACKOFF_FIRST, "it begins anew after an answer"
 
 
 def test_an_update_ends_the_backoff() -> None:
