@@ -125,8 +125,11 @@ class Machine:
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             if drop and isinstance(compute, LocalCompute):
-                for task in asyncio.all_tasks() - before - {asyncio.current_task()}:
+                theirs = asyncio.all_tasks() - before - {asyncio.current_task()}
+                for task in theirs:
                     task.cancel()
+                if theirs:
+                    await asyncio.wait(theirs)
                 await compute.engine.close()
             else:
                 await compute.stop()

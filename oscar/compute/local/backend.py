@@ -288,14 +288,20 @@ class LocalCompute:
     async def _sweep(self) -> None:
         """Remove what forgotten runs have left in the engine and on the disk."""
         try:
-            for name in await self.engine.names(PREFIX):
-                # Asked now: a run that was submitted meanwhile is known before the engine has it.
-                if name.removeprefix(PREFIX) not in self._attempts:
-                    await self.engine.remove(name)
-            for folder in await asyncio.to_thread(lambda: list(self._runs.glob(f"{GONE}*"))):
+            names = await self.engine.names(PREFIX)
+        except EngineError as error:
+            self._log.warning("left-overs of earlier runs can't be listed", reason=error.message)
+            names = []
+        for name in names:
+            run = name.removeprefix(PREFIX)
+            # Asked now: a run that was submitted meanwhile is known before the engine has it.
+            if run not in self._attempts:
+                await self._remove(run, RunFolder(self._runs / run).gone)
+        for folder in await asyncio.to_thread(lambda: list(self._runs.glob(f"{GONE}*"))):
+            try:
                 await self._remove_folder(folder)
-        except (EngineError, OSError) as error:
-            self._log.warning("left-overs of earlier runs could not be removed", reason=str(error))
+            except (EngineError, OSError) as error:
+                self._log.warning("a folder could not be removed", folder=folder.name, reason=str(error))
 
     async def _trim(self) -> None:
         """Keep growing logs at their size."""

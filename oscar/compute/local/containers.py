@@ -38,6 +38,8 @@ _IMAGE = re.compile(
 _NO_IMAGE = re.compile(r"no such image|image not known|unable to find image", re.IGNORECASE)
 _PULL_LIMIT = 3600.0
 _LOOK_PAUSE = 2.0
+_REMOVAL_PAUSES = (0.1, 0.3, 1.0, 3.0, 10.0)
+"""Seconds before a container that another call is removing is looked for again."""
 _SETTLE_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)
 _LOG_LABEL = "oscar.log"
 _UNSTARTED = frozenset({"created", "configured", "initialized"})
@@ -302,7 +304,11 @@ class Containers:
         """Remove it with its anonymous volumes; see `Engine`."""
         at_once = ["--time", "0"] if self.name == "podman" else []
         self._exits.drop(name)
-        said = await self.cli.run("rm", "--force", "--volumes", *at_once, _check_name(name))
+        for pause in (*_REMOVAL_PAUSES, None):
+            said = await self.cli.run("rm", "--force", "--volumes", *at_once, _check_name(name))
+            if pause is None or "already in progress" not in said.err:
+                break
+            await asyncio.sleep(pause)
         if said.code != 0 and not _is_absent(said):
             raise EngineError(f"{self.name} can't remove {name}: {said.words}")
         await self._logs.finish(name)

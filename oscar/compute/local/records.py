@@ -75,6 +75,8 @@ class RunFolder:
         self.name = path.name
         self.work = path / "work"
         self.config = path / "config"
+        self.gone = path.with_name(f"{GONE}{path.name}")
+        """Where the folder waits for its removal."""
 
     def create(self, asked: Asked) -> None:
         """Make the run known, durably."""
@@ -158,17 +160,20 @@ class RunFolder:
 
     def leave(self) -> Path:
         """Take the folder out of the way at once; the path under which it waits for its removal."""
-        gone = self.path.with_name(f"{GONE}{self.name}")
-        remove_tree(gone)
+        remove_tree(self.gone)
         with contextlib.suppress(FileNotFoundError):
-            self.path.rename(gone)
-        return gone
+            self.path.rename(self.gone)
+        return self.gone
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder with all that is in it. Silent if absent."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    """Remove a folder with all that is in it. Silent if absent, also when somebody else is removing it."""
+
+    def go_on(_act: object, _path: str, found: tuple[type[BaseException], BaseException, object]) -> None:
+        if not isinstance(found[1], FileNotFoundError):
+            raise found[1]
+
+    shutil.rmtree(path, onerror=go_on)
 
 
 def boot_id() -> str:
