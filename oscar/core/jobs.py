@@ -21,8 +21,7 @@ from oscar.auth.rules import Action
 from oscar.compute.base import LogLine
 from oscar.core import callbacks, services
 from oscar.core.events import new_id
-from oscar.core.platform import Platform
-from oscar.core.services import Known
+from oscar.core.platform import Known, Platform
 from oscar.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, JobNotFound, RunNotFound
 from oscar.model.event import decode, hops, is_replication, split
 from oscar.model.job import ACTIVE, FINAL, Job, JobState, NewJob, run_name

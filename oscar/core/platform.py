@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from oscar.auth.rules import Thing
 from oscar.compute.base import Compute, Invokes
+from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import BucketAdmin, ObjectStore
 from oscar.settings import Settings
 from oscar.state.jobs import Jobs
 from oscar.state.payloads import Payloads
-from oscar.state.services import Services
+from oscar.state.services import ServiceRow, Services
 from oscar.state.users import Users
 
 
@@ -43,6 +45,19 @@ class Signals:
             event.set()
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A stored service with its parsed definition, secrets and token filled in."""
+
+    row: ServiceRow
+    service: Service
+
+    @property
+    def thing(self) -> Thing:
+        """The service as the rules see it."""
+        return Thing(self.row.owner, self.service.visibility, self.service.allowed_users, self.row.id)
+
+
 @dataclass(frozen=True)
 class Platform:
     """Ports and settings; the composition root is `app.py`."""
@@ -64,3 +79,5 @@ class Platform:
     password: str = field(repr=False)
     signals: Signals = field(default_factory=Signals)
     """Made inside the event loop."""
+    known: dict[str, Known] = field(default_factory=dict)
+    """Parsed services by id, each as long as its generation is the stored one."""

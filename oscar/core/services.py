@@ -11,12 +11,11 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from oscar import telemetry
 from oscar.auth.rules import Action, Thing, may, require_user
-from oscar.core.platform import Platform
+from oscar.core.platform import Known, Platform
 from oscar.errors import AlreadyExists, BadRequest, BucketNotEmpty, Forbidden, OscarError, ServiceNotFound
 from oscar.model.object import Bucket, Visibility
 from oscar.model.secrets import HIDDEN, secrets_of, with_secrets, without_secrets
@@ -26,18 +25,7 @@ from oscar.state.services import BucketUse, ServiceRow
 
 log = telemetry.get("services")
 
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A stored service with its parsed definition, secrets and token filled in."""
-
-    row: ServiceRow
-    service: Service
-
-    @property
-    def thing(self) -> Thing:
-        """The service as the rules see it."""
-        return Thing(self.row.owner, self.service.visibility, self.service.allowed_users, self.row.id)
+_KEPT = 1024
 
 
 async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[str]:
@@ -141,7 +129,7 @@ async def find(p: Platform, caller: Caller, name: str, *, action: Action, owner:
         BadRequest: several owners have one of that name and `owner` does not choose.
     """
     rows = await p.services.get(name, owner)
-    known = [parsed(row) for row in rows]
+    known = [parsed(p, row) for row in rows]
     allowed = [one for one in known if may(caller, action, one.thing)]
     if len(allowed) == 1:
         return allowed[0]
@@ -162,11 +150,21 @@ async def find(p: Platform, caller: Caller, name: str, *, action: Action, owner:
 async def by_id(p: Platform, service_id: str) -> Known | None:
     """The service of a job; None when it was deleted."""
     row = await p.services.by_id(service_id)
-    return parsed(row) if row else None
+    return parsed(p, row) if row else None
 
 
-def parsed(row: ServiceRow) -> Known:
+def parsed(p: Platform, row: ServiceRow) -> Known:
     """A row with its definition parsed and its secrets filled in."""
+    # Parsing takes longer than reading the row, so the row is read for every call and parsed once a generation.
+    known = p.known.get(row.id)
+    if known is None or known.row.generation != row.generation:
+        if len(p.known) >= _KEPT:
+            p.known.clear()
+        known = p.known[row.id] = _parse(row)
+    return known
+
+
+def _parse(row: ServiceRow) -> Known:
     service = Service.model_validate(json.loads(row.definition))
     service = with_secrets(service, row.secrets or {})
     return Known(row, service.model_copy(update={"token": row.token, "owner": row.owner}))
@@ -179,7 +177,7 @@ async def apply_all(p: Platform) -> None:
         if full is None:
             continue
         try:
-            await p.compute.apply(parsed(full).service)
+            await p.compute.apply(parsed(p, full).service)
         except OscarError as error:
             log.warning("service not prepared", service=row.name, error=error.message)
 
