@@ -92,7 +92,12 @@ async def _serve(listen: socket.socket, parent: socket.socket) -> None:
     loop = asyncio.get_running_loop()
 
     def parent_says() -> None:
-        if not parent.recv(16):
+        try:
+            alive = bool(parent.recv(16))
+        except ConnectionError:
+            # It was killed before it had read our news: that end of the socket is a reset.
+            alive = False
+        if not alive:
             server.should_exit = True
             loop.remove_reader(parent)
 

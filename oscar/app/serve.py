@@ -187,5 +187,7 @@ async def _drained(process: asyncio.subprocess.Process, seconds: float) -> None:
 
 async def _news(ours: socket.socket, wake: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
-    while await loop.sock_recv(ours, 4096):
-        wake.set()
+    # A child that was killed resets the socket; `_keep_s3` sees its end and starts another.
+    with contextlib.suppress(ConnectionError):
+        while await loop.sock_recv(ours, 4096):
+            wake.set()
