@@ -31,6 +31,7 @@ INLINE_PAYLOAD = 64 * 1024
 """Bytes of a body that still go into the job's row."""
 
 LONGEST_WAIT = 300.0
+_LARGE = 1024 * 1024
 _WAIT = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 
@@ -75,7 +76,7 @@ async def accept(
             fix=f"upload it to the input bucket of the service instead, or raise OSCAR_MAX_BODY_MB "
             f"(now {p.settings.max_body})",
         )
-    event = decode(body)
+    event = decode(body) if len(body) <= _LARGE else await asyncio.to_thread(decode, body)
     if callback:
         await callbacks.check(p.settings, callback)
     parts = [part for part in split(event) if not all(is_replication(record) for record in part.records)]
