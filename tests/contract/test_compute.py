@@ -238,7 +238,9 @@ def test_logs_are_followed_while_the_script_runs(machine: Machine) -> None:
         ]
         texts = [text for text, _ in seen]
         assert texts == ["first", "second"]
-        assert seen[0][1] is Phase.RUNNING
+        # The engine may tell of the start a little after the script's first words, never after its end.
+        assert seen[0][1] in {Phase.SUBMITTED, Phase.RUNNING}
+        assert Phase.RUNNING in {state.phase for state in server.seen[order.name]}
         times = [line.time for line in await server.log(order.name)]
         assert times == sorted(times)
         assert all(
