@@ -187,11 +187,14 @@ def kept_secret(file: Path, size: int) -> str:
     except FileNotFoundError:
         pass
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and linked, so that of two processes starting at once neither reads half of it: the first wins.
     draft = file.with_name(f"{file.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
         out.write(secrets.token_hex(size) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
     try:
-        os.link(draft, file)  # atomic, and the first of two processes wins
+        os.link(draft, file)
     except FileExistsError:
         pass
     finally:

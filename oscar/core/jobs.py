@@ -147,13 +147,17 @@ async def find(p: Platform, caller: Caller, name: str, job_id: str, *, owner: st
     Raises:
         ServiceNotFound, JobNotFound.
     """
+    return (await _find(p, caller, name, job_id, owner))[1]
+
+
+async def _find(p: Platform, caller: Caller, name: str, job_id: str, owner: str | None) -> tuple[Known, Job]:
     known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
     job = await p.jobs.get(job_id)
     if job is None or job.service_id != known.row.id or not _sees(caller, known, job):
         raise JobNotFound(
             f'The service "{name}" has no job "{job_id}", or you may not see it', field="jobName"
         )
-    return job
+    return known, job
 
 
 def _sees(caller: Caller, known: Known, job: Job) -> bool:
@@ -217,10 +221,9 @@ async def rerun(p: Platform, caller: Caller, name: str, job_id: str, *, owner: s
     Raises:
         JobNotFound; Conflict: it has not ended yet.
     """
-    old = await find(p, caller, name, job_id, owner=owner)
+    known, old = await _find(p, caller, name, job_id, owner)
     if old.state not in FINAL:
         raise Conflict("The job has not ended yet", fix="cancel it first, or wait")
-    known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
     payload = await payload_of(p, old)
     new = await _new_job(p, known, payload=payload, user=caller.id, kind="rerun", hop_count=old.hops)
     [job] = await p.jobs.accept([new])
@@ -311,8 +314,7 @@ async def delete(p: Platform, caller: Caller, name: str, job_id: str, *, owner: 
     Raises:
         JobNotFound; Forbidden: it is somebody else's.
     """
-    job = await find(p, caller, name, job_id, owner=owner)
-    known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
+    known, job = await _find(p, caller, name, job_id, owner)
     if not (_sees_all(caller, known) or (job.user == caller.id and caller.entrance is not Entrance.TOKEN)):
         raise Forbidden("Only who caused a job, the service's owner or an administrator may delete it")
     await remove(p, [await _end(p, job)])

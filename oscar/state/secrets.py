@@ -6,11 +6,9 @@ newest first) or from a file of the data folder that only the server's user can 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from oscar.errors import OscarError
+from oscar.settings import kept_secret
 
 _NONCE = 12
 _ID = 4
@@ -77,23 +76,4 @@ def load_keys(setting: str | None, file: Path) -> list[str]:
         keys = [key.strip() for key in setting.split(",") if key.strip()]
         if keys:
             return keys
-    try:
-        return file.read_text().split()
-    except FileNotFoundError:
-        pass
-    file.parent.mkdir(parents=True, exist_ok=True)
-    key = base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-    # Written aside and linked, so that two processes starting at once agree on one key and neither reads half of it.
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as out:
-        out.write(key + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    try:
-        os.link(draft, file)
-    except FileExistsError:
-        return file.read_text().split()
-    finally:
-        draft.unlink()
-    return [key]
+    return kept_secret(file, 32).split()
