@@ -9,6 +9,8 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
+from oscar.model.request import Origin
+
 
 class JobState(StrEnum):
     """Where a job is in its life."""
@@ -170,6 +172,8 @@ class NewJob:
     event_key: str | None = None
     hops: int = 0
     callback: str | None = None
+    origin: Origin | None = None
+    """Leaves a record of the request; None for what is no new request (a rerun)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from oscar.errors import Conflict, JobNotFound
 from oscar.model.job import ACTIVE, FINAL, TRANSITIONS, Job, JobState, NewJob, Verdict
+from oscar.model.request import RequestKind, RequestRecord
+from oscar.state.requests import insert_requests
 from oscar.state.secrets import Sealer
 from oscar.state.store import Store, now_ms
 from oscar.state.tables import deliveries, jobs, services
 
 _CALLBACK = "jobs.callback"
+_ACCEPTED = 201
 
 
 def insert_jobs(connection: sa.Connection, new: Sequence[NewJob], sealer: Sealer | None = None) -> list[str]:
@@ -55,7 +58,30 @@ def insert_jobs(connection: sa.Connection, new: Sequence[NewJob], sealer: Sealer
         for job in new
     ]
     statement = dialect.insert(jobs).values(rows).on_conflict_do_nothing().returning(jobs.c.id)
-    return list(connection.execute(statement).scalars())
+    inserted = list(connection.execute(statement).scalars())
+    _record_requests(connection, [job for job in new if job.origin and job.id in inserted])
+    return inserted
+
+
+def _record_requests(connection: sa.Connection, new: Sequence[NewJob]) -> None:
+    insert_requests(
+        connection,
+        [
+            RequestRecord(
+                time=0,
+                kind=RequestKind.ASYNC,
+                service_id=job.service_id,
+                service=job.service_name,
+                owner=job.owner,
+                user=job.user,
+                status=_ACCEPTED,
+                duration=0,
+                origin=job.origin,
+            )
+            for job in new
+            if job.origin
+        ],
+    )
 
 
 @dataclass(frozen=True, slots=True)

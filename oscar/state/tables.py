@@ -222,3 +222,22 @@ parts = Table(
     Column("modified", BigInteger, nullable=False),
     Column("checksums", JSON, nullable=False),
 )
+
+# One row for every call of a service; outlives the service and its jobs. What metrics are counted from.
+requests = Table(
+    "requests",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("time", BigInteger, nullable=False, index=True),
+    Column("kind", String(8), nullable=False),
+    Column("service_id", String(36), nullable=False),
+    Column("service", String(39), nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("entrance", String(8), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("duration", BigInteger, nullable=False),
+    Column("address", String(45), nullable=False),
+    Column("country", String(2), nullable=False),
+    Index("ix_requests_service_time", "service", "time"),
+)
