@@ -11,7 +11,7 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -24,7 +24,13 @@ def _env(name: str, default: Any, description: str, **limits: Any) -> Any:
     return Field(default, validation_alias=name, description=description, **limits)
 
 
-Commas = Annotated[tuple[str, ...], NoDecode]
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Commas = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
 class Settings(BaseSettings):
@@ -75,6 +81,16 @@ class Settings(BaseSettings):
     url: str = _env("OSCAR_URL", "", "Public URL of the API, for clients; from host and port when empty")
     read_timeout: int = _env("READ_TIMEOUT", 300, "Seconds that a synchronous call may take", ge=1)
     write_timeout: int = _env("WRITE_TIMEOUT", 300, "Seconds that sending an answer may take", ge=1)
+
+    tls_cert: Path | None = _env(
+        "OSCAR_TLS_CERT", None, "Certificate chain (PEM) with which both servers speak TLS themselves"
+    )
+    tls_key: Path | None = _env("OSCAR_TLS_KEY", None, "Private key (PEM) of that certificate")
+    trusted_proxies: Commas = _env(
+        "OSCAR_TRUSTED_PROXIES",
+        (),
+        "Proxies (addresses, networks) whose X-Forwarded-For and -Proto are believed, comma-separated",
+    )
 
     # Objects
     minio_access_key: str = _env("MINIO_ACCESS_KEY", "", "Administrator's S3 access key; made when empty")
@@ -133,17 +149,24 @@ class Settings(BaseSettings):
     drain: float = _env(
         "OSCAR_DRAIN_SECONDS", 20, "Seconds that a stopping server waits for calls in flight", ge=0
     )
+    user_rate: float = _env(
+        "OSCAR_USER_RATE", 0, "Requests a second that one user may make in the long run; 0: no limit", ge=0
+    )
+    user_burst: int = _env("OSCAR_USER_BURST", 100, "Requests that one user may make at once", ge=1)
+    login_failures: int = _env(
+        "OSCAR_LOGIN_FAILURES",
+        30,
+        "Wrong log-ins a minute from one address, more are refused; 0: no limit",
+        ge=0,
+    )
+    requests_ttl: int = _env(
+        "OSCAR_REQUESTS_TTL", 34_560_000, "Seconds that records of requests are kept (400 days)", ge=1
+    )
+    country_database: Path | None = _env(
+        "OSCAR_COUNTRY_DATABASE", None, "File in MMDB format that tells the country of an address"
+    )
     log_json: bool = _env("OSCAR_LOG_JSON", False, "Write the server's log as JSON lines")
     log_level: str = _env("OSCAR_LOG_LEVEL", "INFO", "Least level of the server's log")
-
-    @field_validator(
-        "oidc_issuers", "oidc_groups", "users_admin", "callback_hosts", "s3_cors_origins", mode="before"
-    )
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
 
     @field_validator("data", mode="before")
     @classmethod

@@ -1,0 +1,129 @@
+"""Records of synchronous and exposed calls, written behind: at most `BEHIND` seconds after the answer.
+
+`app.edge` makes an `Incoming` for every request and finishes it; the cores of calls say by `Incoming.of` which service
+it reached. A crash may lose the records of that window; those of jobs are written with the jobs themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from oscar import telemetry
+from oscar.core.countries import Countries
+from oscar.core.platform import Known
+from oscar.errors import OscarError
+from oscar.model.request import Origin, RequestKind, RequestRecord
+from oscar.model.user import Caller
+from oscar.state.requests import Requests
+
+log = telemetry.get("requests")
+
+BEHIND = 0.2
+"""Seconds that records may wait for company."""
+_MOST = 50_000
+_PRUNE_S = 3600.0
+_PAUSE_S = 1.0
+
+
+@dataclass(slots=True)
+class Incoming:
+    """A request that is being served."""
+
+    address: str = ""
+    kind: RequestKind | None = None
+    known: Known | None = None
+    user: str = ""
+    entrance: str = ""
+    started: float = field(default_factory=time.time)
+
+    def of(self, kind: RequestKind, known: Known, caller: Caller | None) -> None:
+        """Say which service it has reached, and for whom (None: nobody had to log in)."""
+        self.kind, self.known = kind, known
+        if caller is not None:
+            self.user, self.entrance = caller.id, caller.entrance.value
+
+    def origin(self, countries: Countries) -> Origin:
+        """Where it came from."""
+        return Origin(self.entrance, self.address, countries.of(self.address))
+
+
+class Recorder:
+    """Takes records and writes them in batches. `run` works until it is cancelled."""
+
+    def __init__(self, requests: Requests, countries: Countries, *, keep: float) -> None:
+        """Write to that table.
+
+        Args:
+            requests: the table.
+            countries: from address to country.
+            keep: seconds that records are kept.
+        """
+        self._requests = requests
+        self.countries = countries
+        self._keep = keep
+        self._waiting: list[RequestRecord] = []
+        self._news = asyncio.Event()
+
+    def add(self, incoming: Incoming, *, status: int, seconds: float) -> None:
+        """Take the record of an answered request; those that reached no service leave none."""
+        known = incoming.known
+        if known is None or incoming.kind is None:
+            return
+        if len(self._waiting) >= _MOST:
+            # Only when the database has failed for minutes; memory is worth more than the records then.
+            log.error("request records lost: the database does not take them", count=len(self._waiting))
+            self._waiting.clear()
+        self._waiting.append(
+            RequestRecord(
+                time=int(incoming.started * 1000),
+                kind=incoming.kind,
+                service_id=known.row.id,
+                service=known.row.name,
+                owner=known.row.owner,
+                user=incoming.user,
+                status=status,
+                duration=int(seconds * 1e6),
+                origin=incoming.origin(self.countries),
+            )
+        )
+        self._news.set()
+
+    async def run(self) -> None:
+        """Write and prune until cancelled; what waits then is written first."""
+        pruned = float("-inf")
+        try:
+            while True:
+                await self._news.wait()
+                await asyncio.sleep(BEHIND)
+                if not await self._flush():
+                    await asyncio.sleep(_PAUSE_S)
+                if time.monotonic() - pruned > _PRUNE_S:
+                    pruned = time.monotonic()
+                    await self._prune()
+        finally:
+            await asyncio.shield(self._flush())
+
+    async def _flush(self) -> bool:
+        self._news.clear()
+        batch, self._waiting = self._waiting, []
+        if not batch:
+            return True
+        try:
+            # SQLite takes 32,766 values a statement.
+            for start in range(0, len(batch), 1000):
+                await self._requests.add(batch[start : start + 1000])
+        except OscarError as error:
+            log.warning("request records wait", error=error.message, count=len(batch))
+            self._waiting = [*batch, *self._waiting]
+            self._news.set()
+            return False
+        return True
+
+    async def _prune(self) -> None:
+        try:
+            while await self._requests.prune(self._keep):
+                await asyncio.sleep(0)
+        except OscarError as error:
+            log.warning("old request records stay", error=error.message)
