@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field, ValidationError
 
-from oscar.api.deps import C, P, problems
+from oscar.api.deps import C, P, problems, read_json
 from oscar.core import storage
 from oscar.core.jobs import rfc3339
+from oscar.model.fields import invalid_field
 
 router = APIRouter(tags=["buckets"])
 
@@ -34,15 +35,36 @@ class PresignRequest(BaseModel):
     extra_headers: dict[str, str] | None = None
 
 
+M = TypeVar("M", bound=BaseModel)
+
+
+async def _read(request: Request, model: type[M]) -> M:
+    # Not by a parameter of the route: the framework reads that before it asks who calls, however large it is.
+    try:
+        return model.model_validate(await read_json(request))
+    except ValidationError as error:
+        raise invalid_field(error) from None
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 @router.get("/system/buckets", summary="List buckets", responses=problems(401, 403))
 async def list_buckets(p: P, caller: C) -> list[dict[str, Any]]:
     return await storage.list_all(p, caller)
 
 
 @router.post(
-    "/system/buckets", summary="Create bucket", status_code=201, responses=problems(400, 401, 403, 507)
+    "/system/buckets",
+    summary="Create bucket",
+    status_code=201,
+    responses=problems(400, 401, 403, 413, 507),
+    openapi_extra=_body(BucketRequest),
 )
-async def create_bucket(p: P, caller: C, bucket: BucketRequest) -> Response:
+async def create_bucket(p: P, caller: C, request: Request) -> Response:
+    bucket = await _read(request, BucketRequest)
     await storage.create(
         p,
         caller,
@@ -54,9 +76,14 @@ async def create_bucket(p: P, caller: C, bucket: BucketRequest) -> Response:
 
 
 @router.put(
-    "/system/buckets", summary="Update bucket", status_code=204, responses=problems(400, 401, 403, 404)
+    "/system/buckets",
+    summary="Update bucket",
+    status_code=204,
+    responses=problems(400, 401, 403, 404, 413),
+    openapi_extra=_body(BucketRequest),
 )
-async def update_bucket(p: P, caller: C, bucket: BucketRequest) -> Response:
+async def update_bucket(p: P, caller: C, request: Request) -> Response:
+    bucket = await _read(request, BucketRequest)
     await storage.update(
         p,
         caller,
@@ -93,24 +120,26 @@ async def delete_bucket(
 @router.post(
     "/system/buckets/{bucket}/presign",
     summary="Generate presigned URL",
-    responses=problems(400, 401, 403, 404),
+    responses=problems(400, 401, 403, 404, 413),
+    openapi_extra=_body(PresignRequest),
 )
-async def presign(p: P, caller: C, bucket: str, request: PresignRequest) -> dict[str, Any]:
+async def presign(p: P, caller: C, bucket: str, request: Request) -> dict[str, Any]:
+    wanted = await _read(request, PresignRequest)
     method, url, seconds, headers = await storage.presign(
         p,
         caller,
         bucket,
-        key=request.object_key,
-        operation=request.operation,
-        expires=request.expires_in or request.expires,
-        content_type=request.content_type,
-        extra_headers=request.extra_headers,
+        key=wanted.object_key,
+        operation=wanted.operation,
+        expires=wanted.expires_in or wanted.expires,
+        content_type=wanted.content_type,
+        extra_headers=wanted.extra_headers,
     )
     return {
         "url": url,
         "method": method,
-        "object_key": request.object_key,
-        "operation": request.operation,
+        "object_key": wanted.object_key,
+        "operation": wanted.operation,
         "headers": headers,
         "expires_at": rfc3339(int((time.time() + seconds) * 1000)),
     }

@@ -21,6 +21,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 PRESIGN_DEFAULT = 3600
 PRESIGN_LIMIT = 7 * 24 * 3600
 _PAGE = 1000
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,200}")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]{0,2000}")
 _OPERATIONS = {"download": "GET", "upload": "PUT"}
 
 
@@ -153,6 +155,13 @@ async def presign(
     headers = dict(extra_headers or {})
     if content_type and method == "PUT":
         headers["Content-Type"] = content_type
+    for header, value in headers.items():
+        if not (_HEADER.fullmatch(header) and _HEADER_VALUE.fullmatch(value)):
+            raise InvalidField(
+                f'"{header}: {value}" is not a header',
+                field="content_type" if header == "Content-Type" else "extra_headers",
+                fix="use the letters of ASCII, and no line breaks",
+            )
     url = await p.objects.presign(name, key, method=method, expires=seconds, headers=headers)
     return method, url, seconds, headers
 

@@ -24,7 +24,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool, StaticPool
 from sqlalchemy.sql.functions import FunctionElement
 
-from oscar.errors import OscarError, StorageFull, Unavailable
+from oscar.errors import BadRequest, OscarError, StorageFull, Unavailable
 from oscar.state.secrets import Sealer
 
 T = TypeVar("T")
@@ -128,6 +128,9 @@ def translated(error: DBAPIError) -> OscarError:
     words = str(error.orig)
     if "database or disk is full" in words or "No space left" in words:
         return StorageFull()
+    if "cannot contain NUL" in words:
+        # SQLite takes it, and finds nothing of that name.
+        return BadRequest("No name and no text may hold the character NUL", fix="leave it out")
     if isinstance(error, OperationalError):
         return Unavailable(f"The database can't be used now: {words}")
     return StoreError(f"The database refused: {words}")
