@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse
 
 from oscar.core import users
 from oscar.core.platform import Platform
-from oscar.errors import BadRequest, BodyTooLarge
+from oscar.core.requests import Incoming
+from oscar.errors import BadRequest, BodyTooLarge, Unauthorized
 from oscar.model.documents import parse_json
 from oscar.model.user import Caller
 
@@ -25,9 +26,23 @@ def get_platform(request: Request) -> Platform:
     return cast("Platform", request.app.state.platform)
 
 
+def get_incoming(request: Request) -> Incoming:
+    """What `app.edge` knows of the request, and will record of it."""
+    return cast("Incoming", request.scope["oscar.incoming"])
+
+
 async def get_caller(request: Request) -> Caller:
-    """Who calls; refuses with 401 before anything else is looked at."""
-    return await users.identify(get_platform(request), request.headers.get("authorization"))
+    """Who calls; refuses with 401 before anything else is looked at, and with 429 who calls too often."""
+    p, incoming = get_platform(request), get_incoming(request)
+    p.failures.check(incoming.address, "Too many wrong log-ins from this address")
+    try:
+        caller = incoming.caller = await users.identify(p, request.headers.get("authorization"))
+    except Unauthorized:
+        p.failures.take(incoming.address)
+        raise
+    p.rate.check(caller.id, "Too many requests of this user")
+    p.rate.take(caller.id)
+    return caller
 
 
 P = Annotated[Platform, Depends(get_platform)]

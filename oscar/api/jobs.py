@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from oscar.api.deps import C, Owner, P, get_caller, get_platform, problems, read_body
+from oscar.api.deps import C, Owner, P, get_caller, get_incoming, get_platform, problems, read_body
 from oscar.compute.base import LogLine
 from oscar.core import jobs
 from oscar.core.platform import Platform
@@ -69,7 +69,14 @@ async def submit_job(
     p, caller = get_platform(request), await get_caller(request)
     body = await read_body(request, p.settings.body_limit)
     accepted = await jobs.accept(
-        p, caller, serviceName, body, owner=owner, idempotency_key=idempotency_key, callback=x_callback_url
+        p,
+        caller,
+        serviceName,
+        body,
+        incoming=get_incoming(request),
+        owner=owner,
+        idempotency_key=idempotency_key,
+        callback=x_callback_url,
     )
     return _accepted(accepted.jobs, repeated=accepted.repeated)
 

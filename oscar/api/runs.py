@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from oscar.api.deps import Owner, get_caller, get_platform, problems, read_body
+from oscar.api.deps import Owner, get_caller, get_incoming, get_platform, problems, read_body
 from oscar.compute.base import Answer
 from oscar.core import runs
 
@@ -42,7 +42,9 @@ _PAYLOAD: dict[str, Any] = {
 async def run_service(request: Request, serviceName: str, owner: Owner = None) -> Response:  # noqa: N803
     p, caller = get_platform(request), await get_caller(request)
     body = await read_body(request, p.settings.body_limit)
-    call = asyncio.ensure_future(runs.invoke(p, caller, serviceName, body, owner=owner))
+    call = asyncio.ensure_future(
+        runs.invoke(p, caller, serviceName, body, incoming=get_incoming(request), owner=owner)
+    )
     gone = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -6,6 +6,7 @@ queries keep working.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
+from oscar.core.requests import Incoming
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 App = Callable[
@@ -21,6 +24,7 @@ App = Callable[
 ]
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+LOGGER = "GIN-EXECUTIONS-LOGGER"
 _LOGGED = ("/job/", "/run/")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -32,9 +36,10 @@ _HEADERS = [
 class Edge:
     """Middleware around the whole application."""
 
-    def __init__(self, app: App) -> None:
-        """Wrap that application."""
+    def __init__(self, app: App, *, as_json: bool = False) -> None:
+        """Wrap that application; `as_json` chooses the form of the request log."""
         self._app = app
+        self._json = as_json
 
     async def __call__(
         self,
@@ -49,6 +54,8 @@ class Edge:
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
         scope["oscar.request_id"] = request_id.decode()
+        client = scope.get("client")
+        incoming = scope["oscar.incoming"] = Incoming(client[0] if client else "")
         started = time.perf_counter()
         status = 500
 
@@ -62,18 +69,39 @@ class Edge:
         try:
             await self._app(scope, receive, wrapped)
         finally:
+            seconds = time.perf_counter() - started
+            if incoming.service is not None:
+                scope["app"].state.platform.recorder.add(incoming, status=status, seconds=seconds)
             if scope["path"].startswith(_LOGGED):
-                _log(scope, status, time.perf_counter() - started)
+                line = _json_line if self._json else _line
+                sys.stdout.write(line(scope, incoming, status, seconds))
+                sys.stdout.flush()
 
 
-def _log(scope: Scope, status: int, seconds: float) -> None:
+def _line(scope: Scope, incoming: Incoming, status: int, seconds: float) -> str:
     # [GIN-EXECUTIONS-LOGGER] <RFC3339Nano UTC> | <status> | <latency> | <ip> | <METHOD> <path> | <user>
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
-    client = scope["client"][0] if scope.get("client") else "-"
-    user = scope.get("oscar.user", "-")
     path = scope["path"].encode("unicode_escape").decode()
-    request = f"{scope['method']} {path}"
-    sys.stdout.write(
-        f"[GIN-EXECUTIONS-LOGGER] {now} | {status} | {seconds * 1000:.3f}ms | {client} | {request} | {user}\n"
+    user = incoming.caller.id if incoming.caller else "-"
+    return (
+        f"[{LOGGER}] {_now()} | {status} | {seconds * 1000:.3f}ms | {incoming.address or '-'} | "
+        f"{scope['method']} {path} | {user}\n"
     )
-    sys.stdout.flush()
+
+
+def _json_line(scope: Scope, incoming: Incoming, status: int, seconds: float) -> str:
+    fields = {
+        "logger": LOGGER,
+        "time": _now(),
+        "status": status,
+        "latency_ms": round(seconds * 1000, 3),
+        "address": incoming.address,
+        "method": scope["method"],
+        "path": scope["path"],
+        "user": incoming.caller.id if incoming.caller else "",
+        "request_id": scope["oscar.request_id"],
+    }
+    return json.dumps(fields) + "\n"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")

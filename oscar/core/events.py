@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from oscar.model.event import decode, event_key, matches, minio_event, triggers
 from oscar.model.job import NewJob
 from oscar.model.object import Listener, Object, Producer
 from oscar.model.record import HOPS_METADATA
+from oscar.model.request import Origin
 
 _NAME_ROOM = 24
 _SHORT_NAME = 16
@@ -33,6 +34,7 @@ def jobs_for_object(
     listeners: Iterable[Listener],
     *,
     region: str = "",
+    country_of: Callable[[str], str],
 ) -> list[NewJob]:
     """The jobs that a written object starts: one for each service that listens on its folder."""
     found = [listener for listener in listeners if matches(listener.prefix, obj.key)]
@@ -47,6 +49,7 @@ def jobs_for_object(
     if not all(triggers(record) for record in decoded.records):
         return []
     count = producer.hops if producer else _number(obj.metadata.get(HOPS_METADATA))
+    origin = Origin("s3", source_ip, country_of(source_ip))
     jobs = {
         listener.service_id: NewJob(
             id=new_id(listener.service_name),
@@ -58,6 +61,7 @@ def jobs_for_object(
             payload=payload,
             event_key=event_key(listener.service_id, decoded.records[0]),
             hops=count,
+            origin=origin,
         )
         for listener in found
     }

@@ -22,9 +22,11 @@ from oscar.compute.base import LogLine
 from oscar.core import callbacks, services
 from oscar.core.events import new_id
 from oscar.core.platform import Known, Platform
+from oscar.core.requests import Incoming
 from oscar.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, JobNotFound, RunNotFound
 from oscar.model.event import decode, hops, is_replication, split
 from oscar.model.job import ACTIVE, FINAL, Job, JobState, NewJob, run_name
+from oscar.model.request import Origin
 from oscar.model.user import Caller, Entrance
 
 INLINE_PAYLOAD = 64 * 1024
@@ -50,6 +52,7 @@ async def accept(
     name: str,
     body: bytes,
     *,
+    incoming: Incoming,
     owner: str | None = None,
     idempotency_key: str | None = None,
     callback: str | None = None,
@@ -61,6 +64,7 @@ async def accept(
         caller: who calls.
         name: the service's name.
         body: the event, at most the settings' limit.
+        incoming: where it comes from, for the record.
         owner: chooses between services of the same name.
         idempotency_key: the same key for the same service gives the same job again.
         callback: URL that is told when the job has ended.
@@ -87,6 +91,7 @@ async def accept(
     seed = None
     if idempotency_key:
         seed = hashlib.sha256(json.dumps([known.row.id, caller.id, idempotency_key]).encode()).hexdigest()
+    origin = p.recorder.origin(incoming)
     new = [
         await _new_job(
             p,
@@ -97,6 +102,7 @@ async def accept(
             hop_count=max((hops(record) for record in part.records), default=0),
             event_key=f"{seed}-{index}" if seed else None,
             callback=callback,
+            origin=origin,
         )
         for index, part in enumerate(parts)
     ]
@@ -118,6 +124,7 @@ async def _new_job(
     hop_count: int,
     event_key: str | None = None,
     callback: str | None = None,
+    origin: Origin | None = None,
 ) -> NewJob:
     small = len(payload) <= INLINE_PAYLOAD
     return NewJob(
@@ -132,6 +139,7 @@ async def _new_job(
         event_key=event_key,
         hops=hop_count,
         callback=callback,
+        origin=origin,
     )
 
 

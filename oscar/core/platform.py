@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from oscar.auth.rules import Thing
 from oscar.compute.base import Compute, Invokes
+from oscar.core.rates import Rate
+from oscar.core.requests import Recorder
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import BucketAdmin, ObjectStore
@@ -77,6 +79,11 @@ class Platform:
     url: str
     """Public URL of the API."""
     password: str = field(repr=False)
+    recorder: Recorder
+    rate: Rate
+    """Calls of each user."""
+    failures: Rate
+    """Log-ins that failed, of each address."""
     signals: Signals = field(default_factory=Signals)
     """Made inside the event loop."""
     known: dict[str, Known] = field(default_factory=dict)

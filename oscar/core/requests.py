@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 from oscar import telemetry
 from oscar.core.countries import Countries
-from oscar.core.platform import Known
 from oscar.errors import OscarError
 from oscar.model.request import Origin, RequestKind, RequestRecord
 from oscar.model.user import Caller
 from oscar.state.requests import Requests
+from oscar.state.services import ServiceRow
 
 log = telemetry.get("requests")
 
@@ -33,20 +33,14 @@ class Incoming:
 
     address: str = ""
     kind: RequestKind | None = None
-    known: Known | None = None
-    user: str = ""
-    entrance: str = ""
+    service: ServiceRow | None = None
+    caller: Caller | None = None
+    """None as long as nobody has logged in."""
     started: float = field(default_factory=time.time)
 
-    def of(self, kind: RequestKind, known: Known, caller: Caller | None) -> None:
-        """Say which service it has reached, and for whom (None: nobody had to log in)."""
-        self.kind, self.known = kind, known
-        if caller is not None:
-            self.user, self.entrance = caller.id, caller.entrance.value
-
-    def origin(self, countries: Countries) -> Origin:
-        """Where it came from."""
-        return Origin(self.entrance, self.address, countries.of(self.address))
+    def of(self, kind: RequestKind, service: ServiceRow) -> None:
+        """Say which service it has reached."""
+        self.kind, self.service = kind, service
 
 
 class Recorder:
@@ -61,15 +55,20 @@ class Recorder:
             keep: seconds that records are kept.
         """
         self._requests = requests
-        self.countries = countries
+        self._countries = countries
         self._keep = keep
         self._waiting: list[RequestRecord] = []
         self._news = asyncio.Event()
 
+    def origin(self, incoming: Incoming) -> Origin:
+        """Where a request came from."""
+        entrance = incoming.caller.entrance.value if incoming.caller else ""
+        return Origin(entrance, incoming.address, self._countries.of(incoming.address))
+
     def add(self, incoming: Incoming, *, status: int, seconds: float) -> None:
         """Take the record of an answered request; those that reached no service leave none."""
-        known = incoming.known
-        if known is None or incoming.kind is None:
+        service = incoming.service
+        if service is None or incoming.kind is None:
             return
         if len(self._waiting) >= _MOST:
             # Only when the database has failed for minutes; memory is worth more than the records then.
@@ -79,13 +78,13 @@ class Recorder:
             RequestRecord(
                 time=int(incoming.started * 1000),
                 kind=incoming.kind,
-                service_id=known.row.id,
-                service=known.row.name,
-                owner=known.row.owner,
-                user=incoming.user,
+                service_id=service.id,
+                service=service.name,
+                owner=service.owner,
+                user=incoming.caller.id if incoming.caller else "",
                 status=status,
                 duration=int(seconds * 1e6),
-                origin=incoming.origin(self.countries),
+                origin=self.origin(incoming),
             )
         )
         self._news.set()
@@ -123,7 +122,8 @@ class Recorder:
 
     async def _prune(self) -> None:
         try:
-            while await self._requests.prune(self._keep):
-                await asyncio.sleep(0)
+            removed = 1
+            while removed:
+                removed = await self._requests.prune(self._keep)
         except OscarError as error:
             log.warning("old request records stay", error=error.message)

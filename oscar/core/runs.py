@@ -11,11 +11,15 @@ from oscar.auth.rules import Action
 from oscar.compute.base import Answer, Run
 from oscar.core import services
 from oscar.core.platform import Platform
+from oscar.core.requests import Incoming
 from oscar.errors import BodyTooLarge, Unsupported
+from oscar.model.request import RequestKind
 from oscar.model.user import Caller
 
 
-async def invoke(p: Platform, caller: Caller, name: str, body: bytes, *, owner: str | None = None) -> Answer:
+async def invoke(
+    p: Platform, caller: Caller, name: str, body: bytes, *, incoming: Incoming, owner: str | None = None
+) -> Answer:
     """Run the service's script on the body and give its answer.
 
     Raises:
@@ -25,6 +29,7 @@ async def invoke(p: Platform, caller: Caller, name: str, body: bytes, *, owner: 
     if p.invokes is None:
         raise Unsupported("This engine has no synchronous calls", fix="use POST /job instead")
     known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
+    incoming.of(RequestKind.SYNC, known.row)
     if len(body) > p.settings.body_limit:
         raise BodyTooLarge(
             f"The body has {len(body)} bytes, the limit is {p.settings.body_limit}",
