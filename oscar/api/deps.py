@@ -100,9 +100,11 @@ def warned(warnings: list[str], status: int) -> JSONResponse:
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Error answers of a route, for the OpenAPI document."""
+    """Error answers of a route, for the OpenAPI document; those that any route may give are added."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    return {status: {"description": _WORDS[status], "content": content} for status in statuses}
+    return {
+        status: {"description": _WORDS[status], "content": content} for status in sorted({*statuses, 429, 500})
+    }
 
 
 _WORDS = {
