@@ -30,7 +30,7 @@ class Countries:
         if file is not None:
             try:
                 self._reader = maxminddb.open_database(file, maxminddb.MODE_MMAP)
-            except (OSError, maxminddb.InvalidDatabaseError) as error:
+            except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:
                 raise Misuse(
                     f"Can't read {file} as a country database: {error}",
                     field="OSCAR_COUNTRY_DATABASE",
