@@ -62,34 +62,41 @@ class Server:
             **self.settings,
         }
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
+    def start(self, *words: str, until: str = "/system/info") -> None:
+        """Start it, and wait until it answers.
+
+        Args:
+            words: options of `oscar serve`.
+            until: the path that must answer: this one does when the engine works, `/health` before that.
+        """
         facts = self.data / "client.json"
         facts.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "oscar", "serve"],
+                [sys.executable, "-m", "oscar", "serve", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=self.environment(),
             )
         deadline = time.monotonic() + START_WITHIN
-        while not (facts.exists() and self._answers(facts)):
+        while not (facts.exists() and self._answers(facts, until)):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"the server did not start:\n{self.log.read_text(errors='replace')}")
             time.sleep(0.02)  # nobody tells when a process of ours listens
 
-    def _answers(self, facts: Path) -> bool:
+    def _answers(self, facts: Path, path: str) -> bool:
         said = json.loads(facts.read_text())
+        account = (said["user"], said["password"])
         try:
-            if httpx2.get(f"{said['endpoint']}/health", timeout=10).status_code != httpx2.codes.OK:
-                return False
+            answer = httpx2.get(f"{said['endpoint']}{path}", auth=account, timeout=START_WITHIN)
         except httpx2.TransportError:
             return False
+        if answer.status_code != httpx2.codes.OK:
+            return False
         self.endpoint, self.s3 = said["endpoint"], said["s3"]
-        self.user, self.password = said["user"], said["password"]
+        self.user, self.password = account
         return True
 
     def kill(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from oscar.api.deps import C, P, problems
 from oscar.core import system
@@ -13,8 +13,12 @@ router = APIRouter()
 
 
 @router.get("/health", summary="Health check", tags=["health"])
-async def health() -> Response:
-    return Response("Ok", media_type="text/plain")
+async def health(request: Request) -> Response:
+    # The platform is put into the application when its engine has started.
+    ready = hasattr(request.app.state, "platform")
+    return Response(
+        "Ok", media_type="text/plain", headers={"X-Oscar-Engine": "ready" if ready else "starting"}
+    )
 
 
 @router.get("/system/info", summary="Get system info", tags=["info"], responses=problems(401))

@@ -1,7 +1,8 @@
 """The S3 server's process: `python -m oscar.app.s3 LISTEN_FD PARENT_FD`, started by `oscar.app.serve`.
 
-Its own process, so that large transfers never delay a call. A byte on the parent's socket says that jobs may have been
-enqueued; the end of that socket says that the parent is gone, and so this process ends too.
+Its own process, so that large transfers never delay a call. The parent's socket brings the settings as a line of JSON
+when the Store is ready for use (they hold secrets, which must not be in arguments); a byte back says that jobs may have
+been enqueued; the end of that socket says that the parent is gone, and so this process ends too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
+import json
 import socket
 import sys
 
@@ -16,6 +19,7 @@ import uvicorn
 
 from oscar import telemetry
 from oscar.auth.s3 import check_policy, may_create, may_s3
+from oscar.core.countries import Countries
 from oscar.core.events import jobs_for_object
 from oscar.objects.embedded.blobs import Blobs
 from oscar.objects.embedded.server import S3App
@@ -34,7 +38,11 @@ def open_store(settings: Settings) -> Store:
 
 def open_objects(settings: Settings, store: Store) -> Objects:
     """The rows of objects, with the rule that makes jobs of them."""
-    return Objects(store, functools.partial(jobs_for_object, region=settings.minio_region))
+    countries = Countries(settings.country_database)
+    return Objects(
+        store,
+        functools.partial(jobs_for_object, region=settings.minio_region, country_of=countries.of),
+    )
 
 
 def open_blobs(settings: Settings) -> Blobs:
@@ -56,8 +64,18 @@ class Wake:
             self._parent.send(b"j")
 
 
-async def _serve(listen: socket.socket, parent: socket.socket) -> None:
-    settings = Settings()
+def read_settings(parent: socket.socket) -> Settings | None:
+    """The parent's settings, as it has them from environment and command line; None when it is gone before."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = parent.recv(65536)
+        if not piece:
+            return None
+        line += piece
+    return Settings(**json.loads(line))
+
+
+async def _serve(settings: Settings, listen: socket.socket, parent: socket.socket) -> None:
     telemetry.configure(level=settings.log_level, json=settings.log_json)
     store = open_store(settings)
     blobs = open_blobs(settings)
@@ -114,7 +132,11 @@ def main() -> None:
     import uvloop
 
     listen, parent = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
-    uvloop.run(_serve(listen, parent))
+    # What is imported stays: the collector need not look at it again and again.
+    gc.freeze()
+    settings = read_settings(parent)
+    if settings is not None:
+        uvloop.run(_serve(settings, listen, parent))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """`oscar serve`: the API with its dispatcher in this process, the S3 server in a child.
 
 Called by the CLI (and by it for `oscar demo`). Both listening sockets are opened here, so that a port in use is said at
-once; the child inherits its own and a socket pair over which it wakes the dispatcher. SIGTERM drains both.
+once; the child inherits its own and one end of a socket pair, over which it gets its settings and wakes the dispatcher.
+SIGTERM drains both.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import os
+import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
 
 from oscar import telemetry
-from oscar.errors import Conflict, OscarError
+from oscar.app.start import Start
+from oscar.errors import Conflict
 from oscar.settings import Settings
 
 log = telemetry.get("serve")
@@ -36,6 +40,8 @@ def serve(settings: Settings) -> None:
 
     Raises:
         Conflict: another server works on the data folder, or a port is taken.
+        EngineMissing: there is no engine.
+        OscarError: the server could not start, or not go on.
     """
     import uvloop
 
@@ -101,7 +107,8 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
 async def _serve(settings: Settings, api: socket.socket, s3: socket.socket) -> None:
     from oscar.app.api import build
 
-    application, wake = build(settings)
+    start = Start()
+    application, wake = build(settings, start=start)
     server = uvicorn.Server(
         uvicorn.Config(
             application,
@@ -114,17 +121,35 @@ async def _serve(settings: Settings, api: socket.socket, s3: socket.socket) -> N
             server_header=False,
         )
     )
-    child = asyncio.create_task(_keep_s3(settings, s3, wake))
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn raises the signal again when it has ended: that must not end this process before its child has.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, stop)
+    child = asyncio.create_task(_keep_s3(settings, s3, start, wake))
+    watch = asyncio.create_task(_stop_if_failed(start, stop))
     _write_client_file(settings)
     log.info("serving", api=settings.url, s3=settings.minio_endpoint, docs=f"{settings.url}/docs")
+    # What is imported stays: the collector need not look at it again and again.
+    gc.freeze()
+    gc.enable()
     try:
         await server.serve(sockets=[api])
     finally:
-        child.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await child
-    if not server.started:
-        raise OscarError("The server could not start; the reason is in the log above")
+        for task in (child, watch):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+    if start.error:
+        raise start.error
+
+
+async def _stop_if_failed(start: Start, stop: Callable[[], None]) -> None:
+    await start.over.wait()
+    if start.error:
+        stop()
 
 
 def _write_client_file(settings: Settings) -> None:
@@ -145,9 +170,8 @@ def _write_client_file(settings: Settings) -> None:
     draft.replace(path)
 
 
-async def _keep_s3(settings: Settings, listener: socket.socket, wake: asyncio.Event) -> None:
+async def _keep_s3(settings: Settings, listener: socket.socket, start: Start, wake: asyncio.Event) -> None:
     """Keep the S3 server's process alive; ends it when cancelled."""
-    environment = {**os.environ, "OSCAR_DATA": str(settings.data)}
     while True:
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -158,12 +182,11 @@ async def _keep_s3(settings: Settings, listener: socket.socket, wake: asyncio.Ev
                 str(listener.fileno()),
                 str(theirs.fileno()),
                 pass_fds=(listener.fileno(), theirs.fileno()),
-                env=environment,
                 start_new_session=True,
             )
             theirs.close()
             ours.setblocking(False)
-            listening = asyncio.create_task(_news(ours, wake))
+            listening = asyncio.create_task(_talk(ours, settings, start, wake))
             try:
                 status = await process.wait()
             except asyncio.CancelledError:
@@ -185,9 +208,12 @@ async def _drained(process: asyncio.subprocess.Process, seconds: float) -> None:
         await process.wait()
 
 
-async def _news(ours: socket.socket, wake: asyncio.Event) -> None:
+async def _talk(ours: socket.socket, settings: Settings, start: Start, wake: asyncio.Event) -> None:
+    """Tell the S3 server its settings as soon as it may open the Store, then hear its news."""
     loop = asyncio.get_running_loop()
+    await start.stored.wait()
     # A child that was killed resets the socket; `_keep_s3` sees its end and starts another.
     with contextlib.suppress(ConnectionError):
+        await loop.sock_sendall(ours, settings.model_dump_json().encode() + b"\n")
         while await loop.sock_recv(ours, 4096):
             wake.set()

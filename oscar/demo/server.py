@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from oscar.client import Client
-from oscar.errors import Unavailable, Unreachable
+from oscar.errors import Unavailable
 
 START_WITHIN = 60.0
 STOP_WITHIN = 30.0
@@ -78,7 +78,7 @@ async def running(engine: str, folder: Path, *, unsafe: bool = False) -> AsyncIt
 
 
 async def answering(process: asyncio.subprocess.Process, facts: Path, log: Path) -> Server:
-    """Wait until the server answers /health; it writes where it is into its file of facts.
+    """Wait until the server's engine works; it writes where it is into its file of facts.
 
     Raises:
         NotStarted: it ended, or does not answer in time.
@@ -86,11 +86,12 @@ async def answering(process: asyncio.subprocess.Process, facts: Path, log: Path)
 
     async def ask() -> Server:
         while process.returncode is None:
-            with suppress(FileNotFoundError, Unreachable):
+            # Not by /health, which answers before the engine has been tried: a server without one ends.
+            with suppress(FileNotFoundError, Unavailable):
                 said = json.loads(facts.read_text())
-                async with Client(said["endpoint"]) as client:
-                    if await client.health():
-                        return Server(said["endpoint"], said["s3"], said["user"], said["password"], log)
+                async with Client(said["endpoint"], user=said["user"], password=said["password"]) as client:
+                    await client.info()
+                    return Server(said["endpoint"], said["s3"], said["user"], said["password"], log)
             await asyncio.sleep(0.02)  # nobody tells when a process of ours listens
         raise NotStarted(f"The server ended with code {process.returncode}:\n{tail(log)}")
 

@@ -79,6 +79,9 @@ async def choose(wanted: str, place: Place) -> Engine:
             await engine.close()
             reasons.append(f"{name}: {error.message}")
             continue
+        except asyncio.CancelledError:
+            await engine.close()
+            raise
         return engine
     raise EngineMissing(
         "no engine works on this machine: " + "; ".join(reasons),

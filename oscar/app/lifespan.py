@@ -1,0 +1,216 @@
+"""From settings to a running platform, and back: Store, objects, engine, dispatcher.
+
+Called by `api.build` as the application's lifespan. The Store is opened before the API listens, the engine is started
+behind it; `start.Start` says how far this has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from oscar import telemetry
+from oscar.app.s3 import open_blobs, open_objects, open_store
+from oscar.app.start import Start
+from oscar.auth.oidc import Oidc
+from oscar.compute.base import Compute
+from oscar.compute.local.backend import LocalCompute
+from oscar.compute.local.crew import Limits
+from oscar.compute.local.detect import Place, choose, recheck
+from oscar.core import services as service_rules
+from oscar.core import volumes
+from oscar.core.countries import Countries
+from oscar.core.dispatcher import Dispatcher
+from oscar.core.platform import Platform, Signals
+from oscar.core.rates import Rate
+from oscar.core.requests import Recorder
+from oscar.errors import EngineMissing, OscarError
+from oscar.model.object import Credential
+from oscar.model.storage import MinIOProvider
+from oscar.model.user import ADMIN, ADMIN_KEY
+from oscar.objects.embedded.store import EmbeddedStore
+from oscar.settings import Settings, kept_secret
+from oscar.state.jobs import Jobs
+from oscar.state.migrate import migrate
+from oscar.state.payloads import Payloads
+from oscar.state.requests import Requests
+from oscar.state.services import Services
+from oscar.state.store import Store
+from oscar.state.users import Users
+from oscar.state.volumes import Volumes
+
+log = telemetry.get("app")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is there before the engine."""
+
+    settings: Settings
+    signals: Signals
+    store: Store
+    installation: str
+    objects: EmbeddedStore
+
+
+@contextlib.asynccontextmanager
+async def lifespan(
+    app: FastAPI, settings: Settings, signals: Signals, start: Start, compute: Compute | None
+) -> AsyncIterator[None]:
+    """The platform for as long as the application lives.
+
+    Args:
+        app: gets `app.state.platform` as soon as that is there.
+        settings: with the public addresses filled in.
+        signals: of the platform.
+        start: is told how far the start has come, failures included: nothing is raised.
+        compute: an engine other than this machine's (tests of the core).
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        with _told(start):
+            opened = await _open(settings, signals, stack)
+            start.stored.set()
+            living = asyncio.create_task(_live(app, opened, start, compute), name="platform")
+            stack.push_async_callback(_ended, living)
+        yield
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _open(settings: Settings, signals: Signals, stack: contextlib.AsyncExitStack) -> Opened:
+    store = open_store(settings)
+    stack.push_async_callback(asyncio.to_thread, store.close)
+    installation = await asyncio.to_thread(migrate, store)
+    index = open_objects(settings, store)
+    await index.put_credential(_admin_keys(settings))
+    blobs = open_blobs(settings)
+    stack.callback(blobs.close)
+    objects = EmbeddedStore(
+        index,
+        blobs,
+        endpoint=settings.minio_endpoint,
+        region=settings.minio_region,
+        on_commit=signals.work.set,
+    )
+    return Opened(settings, signals, store, installation, objects)
+
+
+@contextlib.contextmanager
+def _told(start: Start) -> Iterator[None]:
+    """Whatever goes wrong is told, not raised: who waits for the start ends the server."""
+    try:
+        yield
+    except OscarError as error:
+        start.failed(error)
+    except Exception:
+        log.exception("the server can't go on")
+        start.failed(OscarError("The server can't go on; the reason is in the log above"))
+
+
+async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | None) -> None:
+    """Start the engine, then dispatch until cancelled."""
+    with _told(start):
+        async with contextlib.AsyncExitStack() as stack:
+            local = None if given else await _local(opened)
+            compute = given or local
+            assert compute is not None  # noqa: S101 - for the type checker: one of them is there
+            stack.push_async_callback(compute.stop)
+            await compute.start()
+            log.info("engine", engine=compute.describe())
+            oidc = Oidc.of(opened.settings)
+            if oidc is not None:
+                stack.push_async_callback(oidc.close)
+            platform = _platform(opened, compute, local, oidc)
+            records = asyncio.create_task(platform.recorder.run(), name="request records")
+            stack.push_async_callback(_ended, records)
+            # Before the first request: what is half-made now, nobody is making.
+            await volumes.reconcile(platform)
+            app.state.platform = platform
+            start.done()
+            await _dispatch(platform, alone=opened.store.is_sqlite)
+
+
+async def _local(opened: Opened) -> LocalCompute:
+    """This machine as an engine."""
+    settings = opened.settings
+    place = Place(settings.data, opened.installation, unsafe=settings.unsafe_process)
+    engine = await choose(settings.engine, place)
+    if settings.oidc_enable and engine.name == "process":
+        await engine.close()
+        raise EngineMissing(
+            "Processes are for one administrator: with OIDC on, functions run in containers",
+            field="OIDC_ENABLE",
+            fix="install podman or docker (`oscar doctor` says what is missing), or turn OIDC off",
+        )
+    return LocalCompute(
+        engine,
+        settings.data,
+        opened.objects,
+        chosen=settings.engine == "process",
+        recheck=lambda: recheck(engine, place),
+        images=settings.volume_images,
+        limits=Limits(
+            queue=settings.worker_queue,
+            wait=settings.worker_wait,
+            idle=settings.worker_idle,
+            drain=settings.drain,
+            workers=settings.worker_limit,
+        ),
+    )
+
+
+def _platform(opened: Opened, compute: Compute, local: LocalCompute | None, oidc: Oidc | None) -> Platform:
+    settings, store = opened.settings, opened.store
+    return Platform(
+        settings=settings,
+        installation=opened.installation,
+        services=Services(store),
+        jobs=Jobs(store),
+        users=Users(store),
+        payloads=Payloads(settings.data / "payloads"),
+        objects=opened.objects,
+        buckets=opened.objects,
+        compute=compute,
+        invokes=local,
+        volumes=Volumes(store),
+        holds=local,
+        store=MinIOProvider(
+            endpoint=settings.minio_endpoint, region=settings.minio_region, verify=settings.minio_tls_verify
+        ),
+        url=settings.url,
+        password=settings.admin_password(),
+        recorder=Recorder(Requests(store), Countries(settings.country_database), keep=settings.requests_ttl),
+        rate=Rate(settings.user_rate, settings.user_burst),
+        failures=Rate(settings.login_failures / 60, settings.login_failures),
+        oidc=oidc,
+        signals=opened.signals,
+    )
+
+
+async def _dispatch(platform: Platform, *, alone: bool) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(platform.payloads.sweep, await platform.jobs.payload_refs())
+            await service_rules.apply_all(platform)
+            await Dispatcher(platform, alone=alone).run()
+        except Exception:
+            # A bug in one job's way must not stop all others: said loudly, begun again.
+            log.exception("dispatcher ended")
+            await asyncio.sleep(1.0)
+
+
+def _admin_keys(settings: Settings) -> Credential:
+    return Credential(
+        settings.minio_access_key or ADMIN_KEY,
+        settings.minio_secret_key or kept_secret(settings.data / "s3-secret", 20),
+        ADMIN,
+        admin=True,
+    )
