@@ -1,8 +1,9 @@
-"""The ports to object storage: `ObjectStore` (data), `BucketAdmin` (buckets and keys), `ObjectIndex` (rows).
+"""The ports to storage: `FileStore` and `ObjectStore` (data), `BucketAdmin` (buckets), `ObjectIndex` (rows).
 
-`ObjectStore` is called by the supervisor (staging) and `core.storage`; implemented by `objects.s3` (any S3)
-and `objects.embedded.store` (the built-in server's own folder, without HTTP). `ObjectIndex` is what the
-built-in server asks of the Store; `state.objects` implements it and this package never imports it.
+`FileStore` is what staging needs: `objects.webdav`, `onedata` and `rucio` are no more. `ObjectStore` is called by
+`core.storage` too; implemented by `objects.s3` (any S3) and `objects.embedded.store` (the built-in server's own
+folder, without HTTP). `ObjectIndex` is what the built-in server asks of the Store; `state.objects` implements it
+and this package never imports it.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Found:
     owner: str = ""
 
 
-class ObjectStore(Protocol):
-    """Objects of one store with one set of keys.
+class FileStore(Protocol):
+    """Files of one store with one user's rights. What a bucket is differs: a folder, a space, a scope.
 
     Errors: ObjectNotFound, BucketNotFound, Forbidden, StorageError.
     """
@@ -73,6 +74,10 @@ class ObjectStore(Protocol):
     async def ensure_bucket(self, bucket: str) -> None:
         """Create the bucket if it is absent and that is allowed; silent if present."""
 
+
+class ObjectStore(FileStore, Protocol):
+    """A store that can also let others read and write single objects by URL."""
+
     async def presign(
         self, bucket: str, key: str, *, method: str, expires: int, headers: Mapping[str, str] | None = None
     ) -> str:
@@ -83,7 +88,10 @@ class BucketAdmin(Protocol):
     """Buckets and keys of the platform's own store."""
 
     async def create_bucket(self, bucket: Bucket) -> bool:
-        """Create it; False when a bucket of that name exists (left as it is)."""
+        """Create it; False when a bucket of that name exists (left as it is).
+
+        Raises QuotaExceeded: its owner may have no more buckets.
+        """
 
     async def update_bucket(
         self,
@@ -105,7 +113,10 @@ class BucketAdmin(Protocol):
         """Remove an empty bucket, or with `force` all it holds. Silent if absent. Raises BucketNotEmpty."""
 
     async def usage(self, name: str) -> Usage:
-        """How many objects and bytes it holds."""
+        """How many objects and bytes it holds and may hold."""
+
+    async def usages(self) -> Mapping[str, Usage]:
+        """The same of all buckets, by name."""
 
     async def credential_of(self, user: str) -> Credential:
         """The user's own key pair, made when absent."""
@@ -130,7 +141,7 @@ class ObjectIndex(Protocol):
         """All buckets in name order."""
 
     async def create_bucket(self, bucket: Bucket) -> bool:
-        """Insert; False when the name is taken."""
+        """Insert; False when the name is taken. Raises QuotaExceeded: its owner may have no more buckets."""
 
     async def replace_bucket(self, bucket: Bucket) -> None:
         """Overwrite its settings. Raises BucketNotFound."""
@@ -142,7 +153,16 @@ class ObjectIndex(Protocol):
         """
 
     async def usage(self, bucket: str) -> Usage:
-        """Count and total size of the bucket's objects."""
+        """Count and total size of the bucket's objects, and what it may hold."""
+
+    async def usages(self) -> Mapping[str, Usage]:
+        """The same of all buckets, by name."""
+
+    async def room(self, bucket: str) -> int | None:
+        """Bytes that may still be stored there at this moment; None without limit.
+
+        For an early word to the client only: the commit decides.
+        """
 
     async def get(self, bucket: str, key: str) -> Object | None:
         """The object, None when there is none."""
@@ -175,6 +195,7 @@ class ObjectIndex(Protocol):
 
         Raises:
             BucketNotFound: the bucket is gone.
+            QuotaExceeded: the bucket would hold more than its owner's quota allows.
             PreconditionFailed: `if_none_match` and the key exists, or its etag is not `if_match`.
         """
 
@@ -205,7 +226,8 @@ class ObjectIndex(Protocol):
     async def put_part(self, part: Part) -> str | None:
         """Insert or replace the part; the generation that is free now, None when there is none.
 
-        The upload's own file, in which parts lie in place, stays. Raises UploadNotFound.
+        The upload's own file, in which parts lie in place, stays. Raises UploadNotFound, QuotaExceeded (parts take
+        room as objects do).
         """
 
     async def parts(self, upload_id: str) -> Sequence[Part]:
