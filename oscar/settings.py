@@ -58,9 +58,27 @@ class Settings(BaseSettings):
     )
     oidc_enable: bool = _env("OIDC_ENABLE", False, "Accept OIDC bearer tokens")
     oidc_issuers: Commas = _env("OIDC_ISSUERS", (), "Trusted OIDC issuers, comma-separated")
-    oidc_subject: str = _env("OIDC_SUBJECT", "", "Only this OIDC subject may enter")
-    oidc_groups: Commas = _env("OIDC_GROUPS", (), "Only members of these groups may enter, comma-separated")
-    users_admin: Commas = _env("USERS_ADMIN", (), "OIDC subjects that are administrators, comma-separated")
+    oidc_groups: Commas = _env("OIDC_GROUPS", (), "Members of these groups may enter, comma-separated")
+    oidc_subject: str = _env(
+        "OIDC_SUBJECT", "", "OIDC subject that may enter without a group: who deployed the installation"
+    )
+    oidc_audience: Commas = _env(
+        "OSCAR_OIDC_AUDIENCE",
+        (),
+        "What an OIDC token must be for (one of its `aud`), comma-separated; not looked at when empty",
+    )
+    oidc_skew: float = _env(
+        "OSCAR_OIDC_CLOCK_SKEW_SECONDS",
+        30,
+        "Seconds by which the clocks of the issuers and ours may differ",
+        ge=0,
+        le=600,
+    )
+    users_admin: Commas = _env(
+        "USERS_ADMIN",
+        (),
+        "OIDC subjects that are administrators (if they may enter at all), comma-separated",
+    )
 
     # Where things are
     data: Path = _env("OSCAR_DATA", None, "Data folder; default $XDG_DATA_HOME/oscar")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from oscar.auth.oidc import Oidc
 from oscar.auth.rules import Thing
 from oscar.compute.base import Compute, Invokes
 from oscar.core.rates import Rate
@@ -84,6 +85,10 @@ class Platform:
     """Calls of each user."""
     failures: Rate
     """Log-ins that failed, of each address."""
+    oidc: Oidc | None = None
+    """None: OIDC tokens are not taken."""
+    provisioned: dict[str, str] = field(default_factory=dict)
+    """OIDC users that this process knows to have a row and S3 keys, each with the issuer that speaks for him."""
     signals: Signals = field(default_factory=Signals)
     """Made inside the event loop."""
     known: dict[str, Known] = field(default_factory=dict)

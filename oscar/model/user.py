@@ -11,6 +11,12 @@ from enum import StrEnum
 ADMIN = "cluster_admin"
 """The owner of what the administrator makes by basic auth, as in OSCAR."""
 
+ADMIN_KEY = "oscar-admin"
+"""The administrator's S3 access key where the settings give none."""
+
+ANONYMOUS = "anonymous"
+"""The owner of what somebody without keys stored over S3."""
+
 
 class Entrance(StrEnum):
     """How a caller proved who he is."""
@@ -30,5 +36,17 @@ class Caller:
     admin: bool = False
     service_id: str | None = None
     """The one service that a token opens."""
+    name: str = ""
+    groups: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an OIDC issuer says about the holder of a token, the token's signature and times being checked."""
+
+    subject: str
+    issuer: str
+    expires: float
+    """Unix seconds after which the token is not taken any more, clock skew included."""
     name: str = ""
     groups: frozenset[str] = frozenset()
