@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from oscar.model.object import Bucket, Credential, Object
+from oscar.model.user import ANONYMOUS
 from oscar.objects.embedded.faults import fault
 
 
@@ -42,9 +43,6 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-
-ANONYMOUS = "anonymous"
-"""Owner of what a request without credentials stores."""
 
 
 def _decode(data: bytes) -> str:
