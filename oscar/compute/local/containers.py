@@ -22,8 +22,8 @@ from oscar.compute.local.docker_exits import LABEL, DockerExits, Ended
 from oscar.compute.local.docker_logs import DockerLogs
 from oscar.compute.local.engine import Exit, Facts, Sandbox
 from oscar.compute.local.kernel_log import oom_killed
-from oscar.compute.local.pids import end_of, open_in_group
-from oscar.compute.local.processes import make_readable
+from oscar.compute.local.pids import cpu_seconds, end_of, open_in_group
+from oscar.compute.local.trees import make_readable, owners
 from oscar.errors import EngineError, EngineMissing, ImageError, InvalidField
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
@@ -422,16 +422,7 @@ def _milliseconds(text: str) -> int:
 
 
 def _all_ours(folder: Path) -> bool:
-    me = os.geteuid()
     try:
-        return all(
-            Path(place, name).lstat().st_uid == me
-            for place, folders, files in os.walk(folder, onerror=_raise)
-            for name in (*folders, *files)
-        )
+        return owners(folder) == {os.geteuid()}
     except PermissionError:
         return False
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -27,7 +27,8 @@ from oscar.compute.local.bubblewrap import Walls
 from oscar.compute.local.cgroups import Cgroups
 from oscar.compute.local.cgroups import find as find_cgroups
 from oscar.compute.local.engine import Exit, Facts, Mount, Sandbox
-from oscar.compute.local.pids import end_of
+from oscar.compute.local.pids import cpu_seconds, end_of
+from oscar.compute.local.trees import make_readable, remove_tree
 from oscar.errors import EngineError, EngineMissing, InvalidField
 
 SHIM = Path(__file__).with_name("shim.py")
@@ -169,6 +170,7 @@ class Processes:
             os.close(lock)
             return None
         return lock
+        (folder / "kill").unlink(missing_ok=True)
 
     def _task(self, sandbox: Sandbox, folder: Path, lock: int) -> dict[str, Any]:
         """What the shim is to do; see `shim.main`."""
@@ -254,6 +256,9 @@ class Processes:
             # kernel ends all others, and bwrap waits for that.
             if shim is None or not child or _parent(child) != _shim_pid(folder):
                 return
+        # A shim that has no child yet, or has not recorded it, will find this.
+        with contextlib.suppress(FileNotFoundError):
+            (folder / "kill").touch(mode=0o600)
             for pid in (_children(child) if self._walls else []) or [child]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -268,7 +273,7 @@ class Processes:
 
     def _remove_traces(self, name: str, folder: Path) -> None:
         self._cgroups.remove(name)
-        shutil.rmtree(folder, ignore_errors=not folder.exists())
+        remove_tree(folder)
 
     async def names(self, prefix: str = "") -> list[str]:
         """All sandboxes whose name starts so; see `Engine`."""
@@ -288,20 +293,6 @@ class Processes:
         if not _NAME.fullmatch(name):
             raise EngineError(f"{name!r} is not a name for a sandbox")
         return self.folder / name
-
-
-def make_readable(folder: Path) -> None:
-    """Give the owner, which we are, all rights to what lies under the folder; links are not followed."""
-    for place, folders, files in os.walk(folder):
-        for name in folders:
-            path = Path(place, name)
-            if not path.is_symlink():
-                path.chmod(path.stat().st_mode | 0o700)
-        for name in files:
-            path = Path(place, name)
-            mode = path.lstat().st_mode
-            if not path.is_symlink() and mode & 0o600 != 0o600:  # noqa: PLR2004 - read and write
-                path.chmod(mode | 0o600)
 
 
 def _facts(walls: Walls, cgroups: Cgroups, version: str) -> Facts:

@@ -16,13 +16,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from oscar.compute.base import Phase, Run, RunState
 from oscar.compute.local.engine import Exit
+from oscar.compute.local.trees import remove_tree
 from oscar.model.job import Trouble
 
 GONE = ".gone-"
@@ -164,16 +164,6 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             self.path.rename(self.gone)
         return self.gone
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder with all that is in it. Silent if absent, also when somebody else is removing it."""
-
-    def go_on(_act: object, _path: str, found: tuple[type[BaseException], BaseException, object]) -> None:
-        if not isinstance(found[1], FileNotFoundError):
-            raise found[1]
-
-    shutil.rmtree(path, onerror=go_on)
 
 
 def boot_id() -> str:

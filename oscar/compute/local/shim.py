@@ -3,12 +3,13 @@
 Started by `compute.local.processes` as `python -I -S shim.py`, with its task marshalled on standard input, so
 that no secret stands in an argument or in its environment. It must start fast: only `os` and built-ins.
 
-Files of its folder: `pid` (`<shim> <its start time> <child>`), `exit` (JSON: code, oom, finished, refused).
+Files of its folder: `pid` (`<shim> <its start time> <child>`), `exit` (JSON: code, oom, finished, refused), `kill`
+(somebody wants it to end: a child that has not begun never begins).
 It holds the lock that it inherits until it ends: whoever can take the lock knows that no shim lives.
 """
 
 # pathlib and json cost start-up; the task comes from our own server:
-# ruff: noqa: PTH104, PTH106, PTH123, PTH208, S302, S606
+# ruff: noqa: PTH104, PTH106, PTH110, PTH123, PTH208, S302, S606
 
 import marshal
 import os
@@ -61,7 +62,12 @@ def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time:
     os.close(child_status)
     # The child waits for this, because without it nobody could end it.
     replace(task["folder"] + "/pid", f"{me} {child}\n")
-    os.write(go, b"1")
+    # Looked for after the child was recorded, as `kill` looks for the child after it has left this word: one sees the
+    # other, whoever is first.
+    unwanted = os.path.exists(task["folder"] + "/kill")
+    if not unwanted:
+        os.write(go, b"1")
+    os.close(go)
     report(b"started")
     null = os.open("/dev/null", os.O_RDWR)
     for stream in (0, 1, 2):
@@ -70,7 +76,7 @@ def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time:
     _, how = os.waitpid(child, 0)
     if task["subreaper"]:
         end_descendants()
-    record(task, os.waitstatus_to_exitcode(how), read_all(status), words)
+    record(task, -9 if unwanted else os.waitstatus_to_exitcode(how), read_all(status), words)
 
 
 def report(words: bytes) -> None:

@@ -11,15 +11,16 @@ import asyncio
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
+from typing import Protocol
 
 from oscar.compute.local import environment
 from oscar.compute.local.engine import Engine, Mount
+from oscar.compute.local.trees import empty_tree, remove_tree
 from oscar.errors import StorageError, StorageFull
 
 WORK = "/oscar/work"
@@ -29,6 +30,16 @@ LARGE_ENV = 65536
 FEW = 100
 SHORT = 8192
 """Fewer and shorter variables than these can't be more than a program takes."""
+
+
+class Attaching(Protocol):
+    """What a service has mounted into each of its workers; see `Attachments`."""
+
+    async def attach(self, holder: str) -> tuple[tuple[Mount, ...], dict[str, str]]:
+        """Have it ready for a sandbox: what to mount, and variables."""
+
+    async def detach(self, holder: str) -> None:
+        """The sandbox is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,10 @@ class Kit:
     by_user: bool = False
     mounts: tuple[Mount, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    attaching: Attaching | None = field(default=None, compare=False)
+    """Has volume and mount of the service ready for a sandbox; None when it has neither."""
+    stamp: str = ""
+    """Changes with the secrets of a mount, which stand nowhere else here."""
 
 
 def exports(variables: Mapping[str, str]) -> bytes:
@@ -88,6 +103,13 @@ class WorkFolder:
         self._env = -1
         self._env_size = 0
 
+    async def attached(self, kit: Kit, holder: str) -> Kit:
+        """The kit with volume and mount of the service, ready for a sandbox of that name."""
+        if kit.attaching is None:
+            return kit
+        mounts, variables = await kit.attaching.attach(holder)
+        return replace(kit, mounts=(*kit.mounts, *mounts), env={**kit.env, **variables})
+
     def mounts(self, kit: Kit) -> tuple[Mount, ...]:
         """What the sandbox gets to see."""
         return (Mount(self.work, WORK), Mount(self.config, CONFIG, read_only=True), *kit.mounts)
@@ -95,7 +117,7 @@ class WorkFolder:
     def furnish(self, kit: Kit) -> None:
         """Make the folder; blocking."""
         # A worker of that name can't be: what lies there was left by a server that was killed.
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_tree(self.path)
         self.work.mkdir(parents=True)
         self.config.mkdir()
         for folder in (self.path, self.work, self.config):
@@ -189,7 +211,7 @@ class WorkFolder:
         """Remove what a request left, however much it is and whoever's; False: not to be used again."""
         for name in self._made:
             path = self.work / name
-            act = _clear if self.holds(name) else shutil.rmtree
+            act = empty_tree if self.holds(name) else remove_tree
             if path.is_dir() and not path.is_symlink():
                 try:
                     await asyncio.to_thread(act, path)
@@ -275,27 +297,7 @@ class _Deep(Exception):
 async def remove_folder(engine: Engine, path: Path) -> None:
     """Remove a folder, also where another user of an image wrote into it. Silent if absent."""
     try:
-        await asyncio.to_thread(_remove, path)
+        await asyncio.to_thread(remove_tree, path)
     except PermissionError:
         await engine.own(path)
-        await asyncio.to_thread(_remove, path)
-
-
-def _remove(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _clear(folder: Path) -> None:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)  # noqa: PTH108 - a Path per file costs more than its removal
+        await asyncio.to_thread(remove_tree, path)
