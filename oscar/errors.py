@@ -93,6 +93,12 @@ class Forbidden(OscarError):
     code = "forbidden"
 
 
+class QuotaExceeded(Forbidden):
+    """This is more than the quota allows."""
+
+    code = "quota_exceeded"
+
+
 class NotFound(OscarError):
     """There is no such thing, or you may not see it."""
 
@@ -182,6 +188,13 @@ class EngineMissing(Unavailable):
     """No engine that can run this is available on this machine."""
 
     code = "engine_missing"
+
+
+class NotEnabled(OscarError):
+    """This is not enabled in this release."""
+
+    status = 501
+    code = "not_enabled"
 
 
 class EngineError(OscarError):

@@ -80,6 +80,8 @@ class Trouble(StrEnum):
     """The script had started and its outcome is not known (machine rebooted, engine lost it)."""
     REFUSED = "refused"
     """The job can never run (bad input, event loop, service gone): no retry makes sense."""
+    QUOTA = "quota_exceeded"
+    """Its results are more than a quota allows: no retry makes sense before somebody makes room."""
     CANCELLED = "cancelled"
 
 
@@ -125,7 +127,7 @@ def judge(
             return Verdict(JobState.SUCCEEDED)
         case Trouble.CANCELLED:
             return Verdict(JobState.CANCELLED)
-        case Trouble.REFUSED:
+        case Trouble.REFUSED | Trouble.QUOTA:
             return Verdict(JobState.DEAD)
         case Trouble.OUR:
             if our_failures <= OUR_RETRIES:

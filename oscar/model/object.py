@@ -152,7 +152,13 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a bucket holds."""
+    """What a bucket holds, in bytes, and what it may hold."""
 
     objects: int
     size: int
+    pending: int = 0
+    """Bytes of the parts of uploads in progress: they take room as objects do."""
+    limit: int | None = None
+    """Bytes that it may hold; None for no limit."""
+    limit_source: str = ""
+    """Where the limit comes from: `user` (set for its owner) or `default`."""

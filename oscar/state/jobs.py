@@ -7,8 +7,8 @@ object visible. The states and what may follow which are in `model.job`. Works o
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +16,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from oscar.errors import Conflict, JobNotFound
 from oscar.model.job import ACTIVE, FINAL, TRANSITIONS, Job, JobState, NewJob, Verdict
+from oscar.model.quota import RESOURCES, Defaults, Resources, Room
 from oscar.model.request import RequestKind, RequestRecord
+from oscar.state.quotas import rooms
 from oscar.state.requests import insert_requests
 from oscar.state.secrets import Sealer
 from oscar.state.store import Store, now_ms
@@ -105,9 +107,10 @@ class Callback:
 class Jobs:
     """Statements on jobs."""
 
-    def __init__(self, store: Store) -> None:
-        """Work on that Store."""
+    def __init__(self, store: Store, quotas: Defaults | None = None) -> None:
+        """Work on that Store; `quotas` limit owners for whom nothing is stored."""
         self._store = store
+        self._quotas = quotas or Defaults()
 
     async def accept(self, new: Sequence[NewJob]) -> list[Job]:
         """Enqueue jobs in one transaction.
@@ -174,7 +177,8 @@ class Jobs:
     async def claim(self, owner: str, *, total: int, lease: float, batch: int = 16) -> list[Job]:
         """Take waiting jobs to submit them, fairly: services with the fewest running jobs first.
 
-        Each taken job is `submitting` with a new attempt number and lease token, committed.
+        Each taken job is `submitting` with a new attempt number and lease token, committed. A service whose owner's
+        quota has no room for another of its jobs is passed over.
 
         Args:
             owner: who takes them.
@@ -195,14 +199,11 @@ class Jobs:
             waiting = self._waiting_services(connection)
             if not waiting:
                 return []
-            limits: dict[str, int] = _pairs(
-                connection.execute(
-                    sa.select(services.c.id, services.c.concurrency).where(services.c.id.in_(waiting))
-                ).all()
-            )
-            shares = _shares(waiting, running, limits, free)
+            waiters = self._waiters(connection, waiting)
+            room = rooms(connection, {waiter.owner for waiter in waiters.values()}, self._quotas)
+            shares = _shares(waiting, running, waiters, free, room)
             chosen = [
-                job_id
+                (job_id, waiters.get(service_id))
                 for service_id, share in shares.items()
                 if share
                 for job_id in connection.execute(
@@ -215,7 +216,10 @@ class Jobs:
             ]
             if not chosen:
                 return []
-            return [self._take(connection, job_id, owner, lease, new_attempt=True) for job_id in chosen]
+            return [
+                self._take(connection, job_id, owner, lease, attempt=waiter.need if waiter else Resources())
+                for job_id, waiter in chosen
+            ]
 
         return await self._store.write(work)
 
@@ -233,17 +237,35 @@ class Jobs:
             found.append(following)
             last = following
 
+    @staticmethod
+    def _waiters(connection: sa.Connection, service_ids: Sequence[str]) -> dict[str, _Waiter]:
+        columns = (services.c.id, services.c.owner, services.c.concurrency)
+        needs = (services.c[name] for name in RESOURCES)
+        query = sa.select(*columns, *needs).where(services.c.id.in_(service_ids))
+        return {
+            row[0]: _Waiter(row[1], row[2], Resources(*map(int, row[3:])))
+            for row in connection.execute(query)
+        }
+
     def _take(
-        self, connection: sa.Connection, job_id: str, owner: str, lease: float, *, new_attempt: bool
+        self,
+        connection: sa.Connection,
+        job_id: str,
+        owner: str,
+        lease: float,
+        *,
+        attempt: Resources | None = None,
     ) -> Job:
+        """Lease a job; with `attempt` as a new one, which needs that."""
         values: dict[str, Any] = {
             "lease_owner": owner,
             "lease_token": str(uuid.uuid4()),
             "lease_until": now_ms() + int(lease * 1000),
             "updated": now_ms(),
         }
-        if new_attempt:
+        if attempt is not None:
             values |= {
+                **asdict(attempt),
                 "state": JobState.SUBMITTING.value,
                 "attempt": jobs.c.attempt + 1,
                 "reason": None,
@@ -264,7 +286,7 @@ class Jobs:
             found = connection.execute(
                 sa.select(jobs.c.id).where(condition).with_for_update(skip_locked=True)
             ).scalars()
-            return [self._take(connection, job_id, owner, lease, new_attempt=False) for job_id in list(found)]
+            return [self._take(connection, job_id, owner, lease) for job_id in list(found)]
 
         return await self._store.write(work)
 
@@ -494,20 +516,41 @@ def _held(job: Job) -> Any:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiter:
+    """A service with waiting jobs."""
+
+    owner: str
+    concurrency: int
+    need: Resources
+
+
 def _shares(
-    waiting: Sequence[str], running: dict[str, int], limits: dict[str, int], free: int
+    waiting: Sequence[str],
+    running: dict[str, int],
+    waiters: Mapping[str, _Waiter],
+    free: int,
+    rooms: Mapping[str, Room],
 ) -> dict[str, int]:
     """How many jobs each service may start: one at a time to the service that has the fewest."""
     shares = dict.fromkeys(waiting, 0)
+    left = dict(rooms)
     open_services = set(waiting)
     while free > 0 and open_services:
         neediest = min(
             open_services, key=lambda service: (running.get(service, 0) + shares[service], service)
         )
-        limit = limits.get(neediest, 0)
+        waiter = waiters.get(neediest)
+        limit = waiter.concurrency if waiter else 0
         if limit and running.get(neediest, 0) + shares[neediest] >= limit:
             open_services.discard(neediest)
             continue
+        room = left.get(waiter.owner) if waiter else None
+        if room is not None and waiter is not None:
+            if not room.fits(waiter.need):
+                open_services.discard(neediest)
+                continue
+            left[waiter.owner] = room.less(waiter.need)
         shares[neediest] += 1
         free -= 1
     return shares

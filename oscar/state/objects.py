@@ -7,6 +7,7 @@ no event without its object. Which jobs those are is decided by a function that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import secrets
@@ -20,6 +21,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from oscar.errors import BucketNotEmpty, BucketNotFound, ObjectNotFound, PreconditionFailed
 from oscar.model.job import NewJob
 from oscar.model.object import Bucket, Credential, Known, Listener, Listing, Object, Producer, Usage
+from oscar.model.quota import Defaults
 from oscar.state import tables
 from oscar.state.direct import Direct
 from oscar.state.jobs import insert_jobs
@@ -47,9 +49,15 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9@._|:+-]{3,128}")
 class Objects(Uploads):
     """The rows behind the built-in store; see `ObjectIndex` for what each verb promises."""
 
-    def __init__(self, store: Store, jobs_for: JobsFor) -> None:
-        """Build the statements of the hot paths once, so that SQLAlchemy compiles them once."""
-        super().__init__(store)
+    def __init__(self, store: Store, jobs_for: JobsFor, *, quotas: Defaults | None = None) -> None:
+        """Build the statements of the hot paths once, so that SQLAlchemy compiles them once.
+
+        Args:
+            store: the Store.
+            jobs_for: the jobs that a written object starts.
+            quotas: the limits of owners for whom nothing is stored; none when absent.
+        """
+        super().__init__(store, quotas or Defaults())
         self._jobs_for = jobs_for
         insert = sqlite.insert if store.is_sqlite else postgresql.insert
         self._insert = insert
@@ -64,7 +72,7 @@ class Objects(Uploads):
         self._lookup = Direct(_lookup_statement())
         self._reader = store.open_reader()
         self._present = Direct(
-            sa.select(tables.objects.c.generation, tables.objects.c.etag).where(
+            sa.select(tables.objects.c.generation, tables.objects.c.etag, tables.objects.c.size).where(
                 tables.objects.c.bucket == sa.bindparam("in_bucket"),
                 tables.objects.c.key == sa.bindparam("in_key"),
             )
@@ -171,7 +179,14 @@ class Objects(Uploads):
         )
         # By RETURNING: the row count of an INSERT that may do nothing is not known on every driver.
         made = statement.on_conflict_do_nothing().returning(tables.buckets.c.name)
-        return await self._store.write(lambda connection: connection.execute(made).first() is not None)
+
+        def work(connection: sa.Connection) -> bool:
+            if connection.execute(made).first() is None:
+                return False
+            self._usage.check_new_bucket(connection, bucket.owner)
+            return True
+
+        return await self._store.write(work)
 
     async def replace_bucket(self, bucket: Bucket) -> None:
         """See `ObjectIndex.replace_bucket`."""
@@ -201,7 +216,7 @@ class Objects(Uploads):
             for upload_id in (
                 connection.execute(sa.select(uploads.c.id).where(uploads.c.bucket == name)).scalars().all()
             ):
-                freed += remove_upload(connection, upload_id)
+                freed += remove_upload(connection, upload_id)[0]
             connection.execute(sa.delete(tables.buckets).where(tables.buckets.c.name == name))
             return freed
 
@@ -209,10 +224,19 @@ class Objects(Uploads):
 
     async def usage(self, bucket: str) -> Usage:
         """See `ObjectIndex.usage`."""
-        size = sa.func.coalesce(sa.func.sum(tables.objects.c.size), 0)
-        statement = sa.select(sa.func.count(), size).where(tables.objects.c.bucket == bucket)
-        count, total = await self._store.read(lambda connection: connection.execute(statement).one())
-        return Usage(count, int(total))
+        found = await self._store.read(lambda connection: self._usage.usages(connection, bucket))
+        return found.get(bucket, Usage(0, 0))
+
+    async def usages(self) -> dict[str, Usage]:
+        """See `ObjectIndex.usages`."""
+        return await self._store.read(self._usage.usages)
+
+    async def room(self, bucket: str) -> int | None:
+        """See `ObjectIndex.room`."""
+        if self._reader is not None:
+            with contextlib.suppress(OperationalError):
+                return self._usage.left_here(self._reader, bucket)
+        return await self._store.read(lambda connection: self._usage.left(connection, bucket))
 
     # Objects.
 
@@ -244,8 +268,11 @@ class Objects(Uploads):
         def work(connection: sa.Connection) -> str | None:
             if producer is not None and not self._first_delivery(connection, producer, obj):
                 return obj.generation
-            replaced = self._put(connection, obj, values, if_none_match=if_none_match, if_match=if_match)
+            replaced, size = self._put(
+                connection, obj, values, if_none_match=if_none_match, if_match=if_match
+            )
             self._enqueue(connection, obj, event, producer, source_ip)
+            self._usage.add(connection, obj.bucket, objects=0 if replaced else 1, size=obj.size - size)
             return replaced
 
         return await self._store.write(work)
@@ -263,9 +290,18 @@ class Objects(Uploads):
         values = from_object(obj)
 
         def work(connection: sa.Connection) -> Sequence[str]:
-            freed = remove_upload(connection, upload_id)
-            replaced = self._put(connection, obj, values, if_none_match=if_none_match, if_match=if_match)
+            freed, pending = remove_upload(connection, upload_id)
+            replaced, size = self._put(
+                connection, obj, values, if_none_match=if_none_match, if_match=if_match
+            )
             self._enqueue(connection, obj, "s3:ObjectCreated:CompleteMultipartUpload", None, source_ip)
+            self._usage.add(
+                connection,
+                obj.bucket,
+                objects=0 if replaced else 1,
+                size=obj.size - size,
+                pending=-pending,
+            )
             return [file for file in (*freed, replaced) if file and file != obj.generation]
 
         return await self._store.write(work)
@@ -283,14 +319,14 @@ class Objects(Uploads):
         *,
         if_none_match: bool,
         if_match: str | None,
-    ) -> str | None:
-        """Insert or replace the row; the generation that was replaced."""
+    ) -> tuple[str | None, int]:
+        """Insert or replace the row; generation and size of what was replaced."""
         if not self._store.is_sqlite:
             # Two writers of one new key must not both find it absent. SQLite has one writer anyway.
             lock = sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(f"{obj.bucket}/{obj.key}", 0))
             connection.execute(sa.select(lock))
         rows = self._present.rows(connection, {"in_bucket": obj.bucket, "in_key": obj.key})
-        generation, etag = rows[0] if rows else (None, "")
+        generation, etag, size = rows[0] if rows else (None, "", 0)
         if if_none_match and rows:
             raise PreconditionFailed
         if if_match is not None and (not rows or if_match not in {"*", etag}):
@@ -299,7 +335,7 @@ class Objects(Uploads):
             self._upsert.rows(connection, values)
         except IntegrityError as error:
             raise BucketNotFound from error
-        return generation
+        return generation, size
 
     def _enqueue(
         self, connection: sa.Connection, obj: Object, event: str, producer: Producer | None, source_ip: str
@@ -330,11 +366,17 @@ class Objects(Uploads):
         statement = (
             sa.delete(table)
             .where(table.c.bucket == bucket, table.c.key.in_(list(keys)))
-            .returning(table.c.key, table.c.generation)
+            .returning(table.c.key, table.c.generation, table.c.size)
         )
-        return await self._store.write(
-            lambda connection: {row.key: row.generation for row in connection.execute(statement)}
-        )
+
+        def work(connection: sa.Connection) -> dict[str, str]:
+            rows = connection.execute(statement).all()
+            if rows:
+                size = sum(row.size for row in rows)
+                self._usage.add(connection, bucket, objects=-len(rows), size=-size)
+            return {row.key: row.generation for row in rows}
+
+        return await self._store.write(work)
 
     async def referenced(self, generations: Sequence[str]) -> set[str]:
         """See `ObjectIndex.referenced`."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
 from oscar.errors import AlreadyExists, ServiceNotFound
 from oscar.model.job import JobState
+from oscar.model.quota import NOTHING, Resources
 from oscar.state.store import Store, now_ms
 from oscar.state.tables import jobs, service_buckets, service_inputs, services
 
@@ -63,15 +64,17 @@ class Services:
         inputs: Sequence[tuple[str, str]],
         buckets: Sequence[BucketUse],
         concurrency: int,
+        need: Resources = NOTHING,
+        also: Callable[[sa.Connection, str], None] | None = None,
     ) -> str:
-        """Store a new service; returns its id.
+        """Store a new service; returns its id. `also` is done in the same transaction, given that id.
 
         Raises:
             AlreadyExists: the owner has one of that name.
         """
         service_id = str(uuid.uuid4())
         values = {
-            **self._values(definition, token, secrets, concurrency),
+            **self._values(definition, token, secrets, concurrency, need),
             "id": service_id,
             "name": name,
             "owner": owner,
@@ -88,6 +91,8 @@ class Services:
                 )
             connection.execute(services.insert().values(**values))
             self._relate(connection, service_id, inputs, buckets)
+            if also is not None:
+                also(connection, service_id)
             return service_id
 
         return await self._store.write(work)
@@ -102,13 +107,14 @@ class Services:
         inputs: Sequence[tuple[str, str]],
         buckets: Sequence[BucketUse],
         concurrency: int,
+        need: Resources = NOTHING,
     ) -> int:
         """Overwrite a service; a bucket that it created once stays marked so. Returns its new generation.
 
         Raises:
             ServiceNotFound: it is gone.
         """
-        values = self._values(definition, token, secrets, concurrency)
+        values = self._values(definition, token, secrets, concurrency, need)
 
         def work(connection: sa.Connection) -> int:
             generation = connection.execute(
@@ -212,9 +218,10 @@ class Services:
         return await self._store.read(lambda connection: list(connection.execute(query).scalars()))
 
     def _values(
-        self, definition: str, token: str, secrets: Mapping[str, str], concurrency: int
+        self, definition: str, token: str, secrets: Mapping[str, str], concurrency: int, need: Resources
     ) -> dict[str, Any]:
         return {
+            **asdict(need),
             "definition": definition,
             "secrets_sealed": self._sealer.seal(json.dumps(dict(secrets)).encode(), "services.secrets"),
             "token_sealed": self._sealer.seal(token.encode(), "services.token"),

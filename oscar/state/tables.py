@@ -7,6 +7,8 @@ data that nobody searches; what is searched has a column of its own.
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -22,6 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import JSON, String
 
+from oscar.model.quota import RESOURCES, Limits
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(column_0_label)s",
@@ -33,6 +37,12 @@ metadata = MetaData(
 
 # Object keys sort by their UTF-8 bytes, as S3 lists them: SQLite compares so by default, PostgreSQL by "C".
 Key = Text().with_variant(Text(collation="C"), "postgresql")
+
+
+def _needs() -> list[Column[int]]:
+    """What a run needs: `model.quota.Resources`."""
+    return [Column(name, BigInteger, nullable=False, server_default="0") for name in RESOURCES]
+
 
 meta = Table(
     "meta",
@@ -70,6 +80,7 @@ services = Table(
     Column("token_sealed", LargeBinary, nullable=False),
     Column("token_mac", LargeBinary, nullable=False, index=True),
     Column("concurrency", Integer, nullable=False, server_default="0"),
+    *_needs(),
     Column("generation", Integer, nullable=False, server_default="1"),
     Column("created", BigInteger, nullable=False),
     Column("updated", BigInteger, nullable=False),
@@ -126,6 +137,8 @@ jobs = Table(
     Column("started", BigInteger),
     Column("finished", BigInteger),
     Column("updated", BigInteger, nullable=False),
+    # What the present attempt takes of its owner's quota: a service may change while its jobs run.
+    *_needs(),
     # The dispatcher's two questions are about few rows of a long table, so their indexes hold only those rows.
     Index(
         "ix_jobs_queued",
@@ -166,7 +179,7 @@ buckets = Table(
     "buckets",
     metadata,
     Column("name", String(63), primary_key=True),
-    Column("owner", Text, nullable=False),
+    Column("owner", Text, nullable=False, index=True),
     Column("visibility", String(10), nullable=False),
     Column("allowed_users", JSON, nullable=False),
     Column("service", Text),
@@ -174,6 +187,28 @@ buckets = Table(
     Column("cors", Text),
     Column("policy", Text),
     Column("created", BigInteger, nullable=False),
+)
+
+# How much each bucket holds: counted in the transaction that changes it. Several rows a bucket, so that writers on
+# PostgreSQL don't wait for one another's commit; SQLite has one writer and needs one.
+bucket_usage = Table(
+    "bucket_usage",
+    metadata,
+    Column("bucket", String(63), ForeignKey("buckets.name", ondelete="CASCADE"), primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("objects", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    # Bytes of the parts of uploads in progress.
+    Column("pending", BigInteger, nullable=False),
+)
+
+# Limits of a user's own; NULL: the installation's default, -1: none.
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("user", Text, primary_key=True),
+    *(Column(field.name, BigInteger) for field in fields(Limits)),
+    Column("updated", BigInteger, nullable=False),
 )
 
 objects = Table(

@@ -14,17 +14,20 @@ from sqlalchemy.exc import IntegrityError
 
 from oscar.errors import BucketNotFound, UploadNotFound
 from oscar.model.object import Part, Upload
+from oscar.model.quota import Defaults
 from oscar.state import tables
 from oscar.state.object_rows import successor, to_part, to_upload
 from oscar.state.store import Store
+from oscar.state.usage import Counter
 
 
 class Uploads:
     """Uploads and parts; see `ObjectIndex`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, quotas: Defaults) -> None:
         """Build the statements once."""
         self._store = store
+        self._usage = Counter(is_sqlite=store.is_sqlite, defaults=quotas)
         insert = sqlite.insert if store.is_sqlite else postgresql.insert
         part = insert(tables.parts)
         columns = ("generation", "size", "etag", "modified", "checksums")
@@ -92,13 +95,18 @@ class Uploads:
             "checksums": dict(part.checksums),
         }
         before = sa.select(table).where(table.c.upload_id == part.upload_id, table.c.number == part.number)
+        bucket_of = sa.select(tables.uploads.c.bucket).where(tables.uploads.c.id == part.upload_id)
 
         def work(connection: sa.Connection) -> str | None:
+            bucket = connection.execute(bucket_of).scalar()
             row = connection.execute(before).first()
             try:
                 connection.execute(self._upsert_part, values)
             except IntegrityError as error:
                 raise UploadNotFound from error
+            if bucket is None:
+                raise UploadNotFound
+            self._usage.add(connection, bucket, pending=part.size - (row.size if row else 0))
             if row is None or to_part(row).in_place or row.generation == part.generation:
                 return None
             return str(row.generation)
@@ -115,19 +123,34 @@ class Uploads:
 
     async def abort_upload(self, upload_id: str) -> list[str]:
         """See `ObjectIndex.abort_upload`."""
-        return await self._store.write(lambda connection: remove_upload(connection, upload_id))
+        bucket_of = sa.select(tables.uploads.c.bucket).where(tables.uploads.c.id == upload_id)
+
+        def work(connection: sa.Connection) -> list[str]:
+            bucket = connection.execute(bucket_of).scalar()
+            freed, pending = remove_upload(connection, upload_id)
+            if bucket is not None and pending:
+                self._usage.add(connection, bucket, pending=-pending)
+            return freed
+
+        return await self._store.write(work)
 
 
-def remove_upload(connection: sa.Connection, upload_id: str) -> list[str]:
-    """Remove an upload and its parts; the files that are free now. Raises UploadNotFound."""
-    parts = connection.execute(
-        sa.delete(tables.parts).where(tables.parts.c.upload_id == upload_id).returning(tables.parts)
-    )
-    freed = files_of(to_part(row) for row in parts)
+def remove_upload(connection: sa.Connection, upload_id: str) -> tuple[list[str], int]:
+    """Remove an upload and its parts; the files that are free now, and the bytes of its parts.
+
+    Raises:
+        UploadNotFound: there is none of that id.
+    """
+    parts = [
+        to_part(row)
+        for row in connection.execute(
+            sa.delete(tables.parts).where(tables.parts.c.upload_id == upload_id).returning(tables.parts)
+        )
+    ]
     removed = connection.execute(sa.delete(tables.uploads).where(tables.uploads.c.id == upload_id))
     if not removed.rowcount:
         raise UploadNotFound
-    return [upload_id, *freed]
+    return [upload_id, *files_of(parts)], sum(part.size for part in parts)
 
 
 def files_of(parts: Iterable[Part]) -> list[str]:

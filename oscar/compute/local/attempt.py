@@ -22,7 +22,7 @@ from oscar.compute.base import Phase, Run, RunState
 from oscar.compute.local.engine import Engine, Exit, Mount, Sandbox
 from oscar.compute.local.logs import Logs
 from oscar.compute.local.records import Asked, RunFolder, Started, boot_id
-from oscar.errors import BadRequest, EngineError, OscarError
+from oscar.errors import BadRequest, EngineError, OscarError, QuotaExceeded
 from oscar.model.job import Trouble
 from oscar.model.object import Producer
 from oscar.model.resources import format_memory
@@ -253,7 +253,7 @@ class Attempt:
                 await self._engine.own(self.place.work)
                 await stage_out(planned, self.place.work, self._around.providers(run), self._say, producer)
             except OscarError as error:
-                if pause is None or isinstance(error, BadRequest):
+                if pause is None or isinstance(error, BadRequest | QuotaExceeded):
                     raise
                 self._say(f"storing the results failed, again in {pause:.0f} s: {error.message}")
                 await asyncio.sleep(pause)
@@ -362,6 +362,8 @@ def _config(run: Run, payload: bytes) -> dict[str, bytes]:
 
 def _trouble_of(error: OscarError) -> Trouble:
     """Whether a retry can help."""
+    if isinstance(error, QuotaExceeded):
+        return Trouble.QUOTA
     return Trouble.REFUSED if isinstance(error, BadRequest) else Trouble.OUR
 
 

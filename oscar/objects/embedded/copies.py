@@ -17,7 +17,7 @@ from oscar.objects.embedded.blobs import Blobs, copy_range
 from oscar.objects.embedded.conditions import check_read, write_conditions
 from oscar.objects.embedded.faults import fault, unsupported
 from oscar.objects.embedded.intake import NewBlob
-from oscar.objects.embedded.objects import check_early, commit_blob, copy_result, retarget
+from oscar.objects.embedded.objects import check_early, check_object_room, commit_blob, copy_result, retarget
 from oscar.objects.embedded.requests import Request
 from oscar.objects.embedded.site import Answer, Site, xml_answer
 
@@ -92,6 +92,7 @@ async def copy_object(site: Site, request: Request) -> Answer:
                 "This copy request is illegal because it is trying to copy an object to itself "
                 "without changing its metadata or tags.",
             )
+        await check_object_room(site, request, source.size)
         try:
             await site.blobs.run_long(copy_body, site.blobs, descriptor, source.size, blob)
         except BaseException:

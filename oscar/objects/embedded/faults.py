@@ -69,6 +69,8 @@ CODES: dict[str, tuple[int, str]] = {
         "The signature does not match the one calculated. Check your secret key and signing method.",
     ),
     "SlowDown": (503, "Please reduce your request rate."),
+    # MinIO's own code for this, which its clients know.
+    "XMinioAdminBucketQuotaExceeded": (400, "The quota of the bucket is exceeded; nothing was stored."),
     "XAmzContentSHA256Mismatch": (
         400,
         "The SHA-256 of the body is not the one given in x-amz-content-sha256.",
@@ -126,6 +128,7 @@ _BY_CLASS: tuple[tuple[type[errors.OscarError], str], ...] = (
     (errors.PreconditionFailed, "PreconditionFailed"),
     (errors.StorageFull, "InsufficientStorage"),
     (errors.BodyTooLarge, "EntityTooLarge"),
+    (errors.QuotaExceeded, "XMinioAdminBucketQuotaExceeded"),
     (errors.Forbidden, "AccessDenied"),
     (errors.Unauthorized, "AccessDenied"),
     (errors.TooManyRequests, "SlowDown"),

@@ -22,7 +22,7 @@ from oscar.objects.embedded.copies import SOURCE, open_source
 from oscar.objects.embedded.faults import fault
 from oscar.objects.embedded.intake import Expected, Intake, NewBlob, Received, announced, receive_all
 from oscar.objects.embedded.listings import url_encoder
-from oscar.objects.embedded.objects import commit_blob, copy_result, receive_blob
+from oscar.objects.embedded.objects import check_room, commit_blob, copy_result, receive_blob
 from oscar.objects.embedded.requests import Request
 from oscar.objects.embedded.site import Answer, Site, xml_answer
 from oscar.objects.embedded.slots import UploadSlots, claim, settle
@@ -140,6 +140,7 @@ async def upload_part(site: Site, request: Request) -> Answer:
     upload = await the_upload(site, request)
     _expect_checksum(upload, expected)
     site.blobs.check_space(expected.length or 0)
+    await _check_part_room(site, request, upload, number, expected.length or 0)
     slots = await slots_of(site, upload)
     offset = claim(slots, number, expected.length)
     if offset is None:
@@ -149,6 +150,13 @@ async def upload_part(site: Site, request: Request) -> Answer:
     else:
         received = await _fill_place(site, request, upload, number, expected, slots, offset)
     return Answer(headers={"etag": f'"{received.md5}"', **_sums(received.checksums)})
+
+
+async def _check_part_room(site: Site, request: Request, upload: Upload, number: int, size: int) -> None:
+    async def replaced() -> int:
+        return sum(part.size for part in await site.index.parts(upload.id) if part.number == number)
+
+    await check_room(site, request, size, replaced)
 
 
 def _expect_checksum(upload: Upload, expected: Expected) -> None:
@@ -232,6 +240,7 @@ async def _copy_part(site: Site, request: Request) -> Answer:
                     ArgumentName=SOURCE + "-range",
                 )
             start, length = found
+        await _check_part_room(site, request, upload, number, length)
         expected = Expected(length=length, trailer=upload.checksum_algorithm or None)
         blob = NewBlob(site.blobs, expected)
         try:

@@ -100,6 +100,33 @@ def check_early(request: Request, *, new_only: bool, match: str | None) -> None:
         raise fault("PreconditionFailed", Condition="If-Match")
 
 
+async def check_room(site: Site, request: Request, size: int, freed: Callable[[], Awaitable[int]]) -> None:
+    """Refuse what a quota has no room for before its bytes are read; the commit checks again.
+
+    Args:
+        site: the server.
+        request: names the bucket.
+        size: bytes that the client announces.
+        freed: bytes that go when these come; asked only when there is not room for all.
+
+    Raises:
+        S3Error: XMinioAdminBucketQuotaExceeded.
+    """
+    room = await site.index.room(request.bucket)
+    if room is not None and size > room and size > room + await freed():
+        raise fault("XMinioAdminBucketQuotaExceeded", BucketName=request.bucket)
+
+
+async def check_object_room(site: Site, request: Request, size: int) -> None:
+    """The same for an object of that size, which takes the place of one under the request's key."""
+
+    async def replaced() -> int:
+        there = await site.index.get(request.bucket, request.key)
+        return there.size if there else 0
+
+    await check_room(site, request, size, replaced)
+
+
 async def put_object(site: Site, request: Request) -> Answer:
     """PutObject."""
     names.check_key(request.key)
@@ -126,6 +153,7 @@ async def store_body(
 ) -> Object:
     """Take a body and make it the object of the request's key: the file, then row and jobs, then the answer."""
     site.blobs.check_space(expected.length or 0)
+    await check_object_room(site, request, expected.length or 0)
     blob = NewBlob(site.blobs, expected)
     received = await receive_blob(site, receive, blob)
     obj = new_object(site, request, attributes, received, blob.generation)

@@ -6,6 +6,7 @@ reflink where the file system has it); a row is committed exactly as the S3 serv
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import mimetypes
 import os
@@ -14,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from oscar.errors import BucketNotFound, ObjectNotFound, OscarError, StorageError
+from oscar.errors import BucketNotFound, ObjectNotFound, OscarError, QuotaExceeded, StorageError
 from oscar.model.object import Bucket, Credential, Object, Producer, Usage, Visibility
 from oscar.model.record import HOPS_METADATA
 from oscar.model.user import ADMIN
@@ -96,6 +97,15 @@ class EmbeddedStore:
         if producer and await self._index.delivered(producer, bucket, key):
             return await self.stat(bucket, key)
         owner = await self._owner(bucket)
+        room = await self._index.room(bucket)
+        if room is not None:
+            there = await self._index.get(bucket, key)
+            if (await asyncio.to_thread(os.stat, path)).st_size > room + (there.size if there else 0):
+                usage = await self._index.usage(bucket)
+                raise QuotaExceeded(
+                    f'The quota of the bucket "{bucket}" has no room for this file: it may hold {usage.limit} bytes '
+                    f"and holds {usage.size + usage.pending}"
+                )
         generation = self._blobs.new_generation()
         descriptor, size, etag = await self._blobs.run_long(self._copy_in, path, generation)
         obj = Object(
@@ -225,6 +235,10 @@ class EmbeddedStore:
     async def usage(self, name: str) -> Usage:
         """See `BucketAdmin.usage`."""
         return await self._index.usage(name)
+
+    async def usages(self) -> Mapping[str, Usage]:
+        """See `BucketAdmin.usages`."""
+        return await self._index.usages()
 
     async def credential_of(self, user: str) -> Credential:
         """See `BucketAdmin.credential_of`."""
