@@ -65,6 +65,7 @@ class Containers:
 
     maps_paths = True
     shares_fifo = True
+    shares_network = False
 
     def __init__(self, program: str, folder: Path, *, installation: str, facts: Facts | None = None) -> None:
         """Make the engine.
@@ -200,6 +201,8 @@ class Containers:
             args += ["--cpus", f"{sandbox.cpu / 1000:.3f}"]
         if sandbox.gpu:
             args += self.facts.gpu
+        for inside, outside in sandbox.ports.items():
+            args += ["--publish", f"127.0.0.1:{outside}:{inside}"]
         if sandbox.workdir:
             args += ["--workdir", sandbox.workdir]
         if sandbox.argv:
@@ -293,6 +296,14 @@ class Containers:
         """Whether it runs; see `Engine`."""
         look = await self._look(name)
         return None if look is None else look.status in {"running", "paused", "stopping"}
+
+    async def cpu_time(self, name: str) -> float | None:
+        """Of its first process and all below; see `Engine`."""
+        pid = await self._pid_of(name)
+        if not pid:
+            look = await self._look(name)
+            pid = look.pid if look else 0
+        return await asyncio.to_thread(cpu_seconds, pid) if pid else None
 
     async def kill(self, name: str) -> None:
         """Kill it; see `Engine`."""

@@ -1,7 +1,8 @@
 """What `compute.local` needs of something that can run a program in a sandbox: the port `Engine`.
 
 Implemented by `containers` (podman and docker) and `processes` (bubblewrap, or none with `--unsafe-process`).
-Called by `compute.local.backend` for jobs and `compute.local.workers` for warm workers. An engine knows neither jobs
+Called by `compute.local.backend` for jobs, `compute.local.workers` for warm workers and `compute.local.exposed` for
+servers. An engine knows neither jobs
 nor services: names, mounts, limits.
 """
 
@@ -42,6 +43,9 @@ class Sandbox:
     gpu: int = 0
     always_pull: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[int, int] = field(default_factory=dict)
+    """TCP ports that it listens on, and the ports of this machine's loopback that lead there; equal where the
+    sandbox shares this machine's network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class Engine(Protocol):
     """Whether mount targets exist inside; when not, programs see the host's paths."""
     shares_fifo: bool
     """Whether a FIFO in a mounted folder works between host and sandbox."""
+    shares_network: bool
+    """Whether sandboxes listen on this machine's own ports."""
     facts: Facts
     """What the last `probe` found; empty before."""
 
@@ -132,6 +138,9 @@ class Engine(Protocol):
 
     async def names(self, prefix: str = "") -> list[str]:
         """All sandboxes of this installation whose name starts so, ended ones included."""
+
+    async def cpu_time(self, name: str) -> float | None:
+        """Seconds of CPU that its processes have used; None when that can't be told from here."""
 
     async def own(self, folder: Path) -> None:
         """Make files that a sandbox wrote under `folder` readable and removable for this server (user namespaces)."""

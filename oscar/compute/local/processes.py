@@ -41,6 +41,7 @@ class Processes:
 
     name = "process"
     shares_fifo = True
+    shares_network = True
 
     def __init__(
         self,
@@ -169,8 +170,8 @@ class Processes:
         if (folder / "pid").exists():
             os.close(lock)
             return None
-        return lock
         (folder / "kill").unlink(missing_ok=True)
+        return lock
 
     def _task(self, sandbox: Sandbox, folder: Path, lock: int) -> dict[str, Any]:
         """What the shim is to do; see `shim.main`."""
@@ -245,20 +246,25 @@ class Processes:
             return True
         return False if (folder / "pid").exists() else None
 
+    async def cpu_time(self, name: str) -> float | None:
+        """Of the shim's child and all below; see `Engine`."""
+        with _pidfd(self._place(name)) as (shim, child):
+            return None if shim is None or not child else await asyncio.to_thread(cpu_seconds, child)
+
     async def kill(self, name: str) -> None:
         """Kill its first process, and with it all others; see `Engine`."""
         folder = self._place(name)
         if not await self.running(name):
             return
+        # A shim that has no child yet, or has not recorded it, will find this.
+        with contextlib.suppress(FileNotFoundError):
+            (folder / "kill").touch(mode=0o600)
         with _pidfd(folder) as (shim, child):
             # The child is not reaped before the shim has seen its end, so its id is nobody else's as long as
             # its parent is the shim. Under bwrap the one to kill is the first process inside: with it the
             # kernel ends all others, and bwrap waits for that.
             if shim is None or not child or _parent(child) != _shim_pid(folder):
                 return
-        # A shim that has no child yet, or has not recorded it, will find this.
-        with contextlib.suppress(FileNotFoundError):
-            (folder / "kill").touch(mode=0o600)
             for pid in (_children(child) if self._walls else []) or [child]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
