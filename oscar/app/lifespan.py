@@ -22,7 +22,6 @@ from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.crew import Limits
 from oscar.compute.local.detect import Place, choose, recheck
 from oscar.core import services as service_rules
-from oscar.core import volumes
 from oscar.core.countries import Countries
 from oscar.core.dispatcher import Dispatcher
 from oscar.core.platform import Platform, Signals
@@ -41,7 +40,6 @@ from oscar.state.requests import Requests
 from oscar.state.services import Services
 from oscar.state.store import Store
 from oscar.state.users import Users
-from oscar.state.volumes import Volumes
 
 log = telemetry.get("app")
 
@@ -132,7 +130,6 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             records = asyncio.create_task(platform.recorder.run(), name="request records")
             stack.push_async_callback(_ended, records)
             # Before the first request: what is half-made now, nobody is making.
-            await volumes.reconcile(platform)
             app.state.platform = platform
             start.done()
             await _dispatch(platform, alone=opened.store.is_sqlite)
@@ -156,7 +153,6 @@ async def _local(opened: Opened) -> LocalCompute:
         opened.objects,
         chosen=settings.engine == "process",
         recheck=lambda: recheck(engine, place),
-        images=settings.volume_images,
         limits=Limits(
             queue=settings.worker_queue,
             wait=settings.worker_wait,
@@ -180,8 +176,6 @@ def _platform(opened: Opened, compute: Compute, local: LocalCompute | None, oidc
         buckets=opened.objects,
         compute=compute,
         invokes=local,
-        volumes=Volumes(store),
-        holds=local,
         store=MinIOProvider(
             endpoint=settings.minio_endpoint, region=settings.minio_region, verify=settings.minio_tls_verify
         ),
