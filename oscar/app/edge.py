@@ -31,6 +31,9 @@ _HEADERS = [
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
 ]
+_SWITCHED = 101
+_HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
+_EXPOSED = re.compile(r"/system/services/[^/]+/exposed(/|$)")
 
 
 class Edge:
@@ -48,12 +51,13 @@ class Edge:
         send: Callable[[Message], Awaitable[None]],
     ) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
         scope["oscar.request_id"] = request_id.decode()
+        own = _headers(scope)
         client = scope.get("client")
         incoming = scope["oscar.incoming"] = Incoming(client[0] if client else "")
         started = time.perf_counter()
@@ -61,9 +65,11 @@ class Edge:
 
         async def wrapped(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"] == "websocket.accept":
+                status = _SWITCHED
+            if message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id), *_HEADERS]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id), *own]
             await send(message)
 
         try:
@@ -76,6 +82,13 @@ class Edge:
                 line = _json_line if self._json else _line
                 sys.stdout.write(line(scope, incoming, status, seconds))
                 sys.stdout.flush()
+
+
+def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:
+    if _EXPOSED.match(scope["path"]):
+        # The answers of exposed services are their own; a page of theirs may be framed if they like.
+        return []
+    return [*_HEADERS, _HTTPS_ONLY] if scope["scheme"] == "https" else _HEADERS
 
 
 def _line(scope: Scope, incoming: Incoming, status: int, seconds: float) -> str:

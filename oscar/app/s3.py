@@ -18,6 +18,7 @@ import sys
 import uvicorn
 
 from oscar import telemetry
+from oscar.app import web
 from oscar.auth.s3 import check_policy, may_create, may_s3
 from oscar.core.countries import Countries
 from oscar.core.events import jobs_for_object
@@ -92,18 +93,12 @@ async def _serve(settings: Settings, listen: socket.socket, parent: socket.socke
         cors_origins=settings.s3_cors_origins,
     )
     server = uvicorn.Server(
-        uvicorn.Config(
+        web.config(
             app,
-            http="httptools",
-            loop="uvloop",
-            log_config=None,
-            access_log=False,
-            lifespan="on",
+            settings,
             ws="none",
             # Longer than clients keep idle connections: who closes first spoils the other's next request.
             timeout_keep_alive=120,
-            timeout_graceful_shutdown=max(1, int(settings.drain)),
-            server_header=False,
             date_header=True,
         )
     )

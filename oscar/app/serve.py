@@ -24,6 +24,7 @@ from pathlib import Path
 import uvicorn
 
 from oscar import telemetry
+from oscar.app import web
 from oscar.app.start import Start
 from oscar.errors import Conflict
 from oscar.settings import Settings
@@ -40,12 +41,14 @@ def serve(settings: Settings) -> None:
 
     Raises:
         Conflict: another server works on the data folder, or a port is taken.
+        Misuse: the certificate can't be used.
         EngineMissing: there is no engine.
         OscarError: the server could not start, or not go on.
     """
     import uvloop
 
     telemetry.configure(level=settings.log_level, json=settings.log_json)
+    web.check_tls(settings)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(settings.data):
         api = _listen(settings.host, settings.port, "OSCAR_SERVICE_PORT")
@@ -58,11 +61,12 @@ def _addressed(settings: Settings, api: socket.socket, s3: socket.socket) -> Set
     host = settings.host
     if host in {"0.0.0.0", "::"}:  # noqa: S104 - asked for by the setting
         host = socket.gethostname()
-    shown = f"[{host}]" if ":" in host else host
+    scheme = "https" if settings.tls_cert else "http"
+    shown = f"{scheme}://[{host}]" if ":" in host else f"{scheme}://{host}"
     return settings.model_copy(
         update={
-            "url": settings.url or f"http://{shown}:{api.getsockname()[1]}",
-            "minio_endpoint": settings.minio_endpoint or f"http://{shown}:{s3.getsockname()[1]}",
+            "url": settings.url or f"{shown}:{api.getsockname()[1]}",
+            "minio_endpoint": settings.minio_endpoint or f"{shown}:{s3.getsockname()[1]}",
         }
     )
 
@@ -109,18 +113,7 @@ async def _serve(settings: Settings, api: socket.socket, s3: socket.socket) -> N
 
     start = Start()
     application, wake = build(settings, start=start)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application,
-            http="httptools",
-            loop="uvloop",
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            timeout_graceful_shutdown=max(1, int(settings.drain)),
-            server_header=False,
-        )
-    )
+    server = uvicorn.Server(web.config(application, settings))
 
     def stop(*_: object) -> None:
         server.should_exit = True
