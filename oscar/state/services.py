@@ -1,7 +1,8 @@
 """Rows of services: definition without secrets as ready JSON, secrets and token sealed beside it.
 
-Called by `core.services`. The definition is kept as the text that lists answer with, so that a list of a thousand
-services is a concatenation.
+Called by `core.services` and `core.users`. The definition is kept as the text that lists answer with, so that a list
+of a thousand services is a concatenation. Every call of a service looks it up: rows that were opened once are kept,
+and only their generation is read again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import sqlalchemy as sa
 from oscar.errors import AlreadyExists, ServiceNotFound
 from oscar.model.job import JobState
 from oscar.model.quota import NOTHING, Resources
+from oscar.state.direct import Direct
 from oscar.state.store import Store, now_ms
 from oscar.state.tables import jobs, service_buckets, service_inputs, services
+
+_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class ServiceRow:
     created: int
     updated: int
     secrets: Mapping[str, str] | None = field(repr=False, default=None)
-    """Opened only by `get`; None in lists."""
+    """None in lists, which don't open them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,13 @@ class Services:
         """Work on that Store."""
         self._store = store
         self._sealer = store.sealer
+        self._opened: dict[str, ServiceRow] = {}
+        stamp = sa.select(services.c.id, services.c.generation).order_by(services.c.owner)
+        name = services.c.name == sa.bindparam("in_name")
+        self._by_name = Direct(stamp.where(name))
+        self._by_owner = Direct(stamp.where(name, services.c.owner == sa.bindparam("in_owner")))
+        self._by_id = Direct(stamp.where(services.c.id == sa.bindparam("in_id")))
+        self._by_mac = Direct(stamp.where(services.c.token_mac == sa.bindparam("in_mac")))
 
     async def insert(
         self,
@@ -136,21 +147,42 @@ class Services:
 
     async def get(self, name: str, owner: str | None = None) -> list[ServiceRow]:
         """The services of that name (one per owner), with their secrets."""
-        query = sa.select(services).where(services.c.name == name).order_by(services.c.owner)
-        if owner is not None:
-            query = query.where(services.c.owner == owner)
-        return [self._row(row, secrets=True) for row in await self._store.read(_all(query))]
+        if owner is None:
+            return await self._find(self._by_name, {"in_name": name})
+        return await self._find(self._by_owner, {"in_name": name, "in_owner": owner})
 
     async def by_id(self, service_id: str) -> ServiceRow | None:
         """The service of that id, with its secrets."""
-        rows = await self._store.read(_all(sa.select(services).where(services.c.id == service_id)))
-        return self._row(rows[0], secrets=True) if rows else None
+        rows = await self._find(self._by_id, {"in_id": service_id})
+        return rows[0] if rows else None
 
     async def by_token(self, token: str) -> ServiceRow | None:
         """The service whose token that is, with its secrets."""
-        query = sa.select(services).where(services.c.token_mac.in_(self._sealer.macs(token)))
-        rows = await self._store.read(_all(query))
-        return self._row(rows[0], secrets=True) if rows else None
+        for mac in self._sealer.macs(token):
+            if rows := await self._find(self._by_mac, {"in_mac": mac}):
+                return rows[0]
+        return None
+
+    async def _find(self, stamps: Direct, values: Mapping[str, Any]) -> list[ServiceRow]:
+        """The rows of the services that the statement names by id and generation."""
+        found = []
+        for service_id, generation in await self._store.look_up(stamps, values):
+            row = self._opened.get(service_id)
+            if row is None or row.generation != generation:
+                row = await self._open(service_id)
+            if row is not None:
+                found.append(row)
+        return found
+
+    async def _open(self, service_id: str) -> ServiceRow | None:
+        query = sa.select(services).where(services.c.id == service_id)
+        rows = await self._store.read(lambda connection: connection.execute(query).all())
+        if not rows:
+            return None
+        if len(self._opened) >= _KEPT:
+            self._opened.clear()
+        row = self._opened[service_id] = self._row(rows[0], secrets=True)
+        return row
 
     async def rows(self, owner: str | None = None) -> list[ServiceRow]:
         """All services, or those of an owner, in name order, without their secrets."""
@@ -202,6 +234,7 @@ class Services:
             connection.execute(services.delete().where(services.c.id == service_id))
             return [use for use in uses if use.bucket not in others]
 
+        self._opened.pop(service_id, None)
         return await self._store.write(work)
 
     async def uses(self, service_id: str) -> list[BucketUse]:
@@ -269,7 +302,3 @@ class Services:
             service_buckets.c.service_id == service_id
         )
         return [BucketUse(row.bucket, row.created) for row in connection.execute(query)]
-
-
-def _all(query: sa.Select[Any]) -> Any:
-    return lambda connection: connection.execute(query).all()

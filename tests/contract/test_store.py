@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from oscar.errors import AlreadyExists, JobNotFound
+from oscar.errors import AlreadyExists, JobNotFound, OscarError
 from oscar.model.job import JobState, NewJob, Verdict
 from oscar.state import tables
 from oscar.state.jobs import Jobs
@@ -264,6 +264,58 @@ def test_services_keep_secrets_sealed(store: Store, tmp_path: Path) -> None:
     if store.is_sqlite:
         for path in tmp_path.iterdir():
             assert b"planted-secret-value" not in path.read_bytes(), path
+
+
+def test_a_service_that_another_server_changed_is_seen_at_once(store: Store) -> None:
+    here, elsewhere = Services(store), Services(store)
+
+    async def scenario() -> None:
+        service_id = await add_service(store, "one", token="ab" * 32)
+        [before] = await here.get("one")
+        assert await here.by_id(service_id) is before, "opened anew although nothing changed"
+        await elsewhere.replace(
+            service_id,
+            definition='{"name":"one","cpu":"2"}',
+            token="cd" * 32,
+            secrets={"/environment/secrets/A": "another"},
+            inputs=[],
+            buckets=[],
+            concurrency=0,
+        )
+        [after] = await here.get("one", "cluster_admin")
+        assert (after.definition, after.generation) == ('{"name":"one","cpu":"2"}', before.generation + 1)
+        assert after.secrets == {"/environment/secrets/A": "another"}
+        assert await here.by_token("ab" * 32) is None
+        assert await here.by_token("cd" * 32) == after
+        await elsewhere.delete(service_id)
+        assert await here.get("one") == []
+        assert await here.by_id(service_id) is None
+        assert await here.by_token("cd" * 32) is None
+
+    asyncio.run(scenario())
+
+
+def test_a_token_is_found_after_its_key_was_rotated(store: Store) -> None:
+    async def scenario() -> None:
+        service_id = await add_service(store, "one", token="ab" * 32)
+        store.sealer = Sealer(["key-two", "key-one"])
+        found = await Services(store).by_token("ab" * 32)
+        assert found is not None
+        assert found.id == service_id
+
+    asyncio.run(scenario())
+
+
+def test_a_look_up_that_fails_says_so_in_our_words(store: Store) -> None:
+    async def scenario() -> None:
+        await store.write(
+            lambda connection: connection.execute(sa.text("ALTER TABLE services RENAME TO gone"))
+        )
+        with pytest.raises(OscarError) as caught:
+            await Services(store).get("one")
+        assert "services" in caught.value.message
+
+    asyncio.run(scenario())
 
 
 def test_deleting_a_service_cancels_its_jobs_and_names_its_own_buckets(store: Store) -> None:
