@@ -36,7 +36,9 @@ ALGORITHMS = frozenset(
 )
 """Asymmetrical ones only: with HMAC a public key could be taken for the secret."""
 
-CHALLENGE = {"WWW-Authenticate": 'Bearer realm="oscar", error="invalid_token"'}
+CHALLENGE = {
+    "WWW-Authenticate": 'Basic realm="oscar", charset="UTF-8", Bearer realm="oscar", error="invalid_token"'
+}
 _LONGEST_TOKEN = 32 * 1024
 _LONGEST_SUBJECT = 255
 _NAMELESS = 60.0

@@ -1,7 +1,7 @@
-"""Who calls: from the headers of a request to a `Caller`.
+"""Who calls: from the headers of a request to a `Caller`; what a user has is made when he is first seen.
 
-Called by `api.deps` for every request; calls `state`. Basic auth is the administrator, 64 hexadecimal digits are a
-service's token; OIDC tokens enter in `_bearer`.
+Called by `api.deps` for every request; calls `auth.oidc` and `state`. Basic auth is the administrator, 64 hexadecimal
+digits are a service's token, any other bearer is an OIDC token. A known token costs neither a statement nor a call.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import binascii
 import hmac
 import re
 
+from oscar.auth.oidc import Oidc, refusal
 from oscar.core.platform import Platform
 from oscar.errors import Unauthorized
 from oscar.model.object import Credential
-from oscar.model.user import ADMIN, Caller, Entrance
+from oscar.model.user import ADMIN, Caller, Entrance, Identity
 
 _SERVICE_TOKEN = re.compile(r"[0-9a-f]{64}")
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="oscar", charset="UTF-8"'}
@@ -54,7 +55,29 @@ async def _bearer(p: Platform, token: str) -> Caller:
         row = await p.services.by_token(token)
         if row is not None:
             return Caller(row.owner, Entrance.TOKEN, service_id=row.id, name=row.name)
-    raise Unauthorized("The bearer token is not known here", headers=_CHALLENGE)
+    elif p.oidc is not None:
+        return await _oidc(p, p.oidc, token)
+    raise refusal("The bearer token is not known here")
+
+
+async def _oidc(p: Platform, oidc: Oidc, token: str) -> Caller:
+    identity = await oidc.identify(token)
+    if p.provisioned.get(identity.subject) != identity.issuer:
+        await _provision(p, identity)
+    # Decided anew for every request and kept nowhere, so that no request can act with the rights of another.
+    admin = identity.subject in p.settings.users_admin
+    return Caller(identity.subject, Entrance.OIDC, admin=admin, name=identity.name, groups=identity.groups)
+
+
+async def _provision(p: Platform, identity: Identity) -> None:
+    """Make what a user has: his row and his S3 keys. May be done twice at once."""
+    speaks = await p.users.admit(
+        identity.subject, name=identity.name, issuer=identity.issuer, trusted=p.settings.oidc_issuers
+    )
+    if speaks != identity.issuer:
+        raise refusal("Another issuer knows somebody else by your subject", f"log in by the issuer {speaks}")
+    await p.buckets.credential_of(identity.subject)
+    p.provisioned[identity.subject] = identity.issuer
 
 
 async def credential(p: Platform, caller: Caller) -> Credential:

@@ -56,6 +56,8 @@ users = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("name", Text, nullable=False, server_default=""),
+    # The OIDC issuer that speaks for the user; empty for the administrator.
+    Column("issuer", Text, nullable=False, server_default=""),
     Column("created", BigInteger, nullable=False),
 )
 

@@ -404,6 +404,17 @@ def test_key_pairs(world: World) -> None:
     assert world.run(lambda index: index.credential_of("cluster_admin")).access_key == "minio"
 
 
+def test_nobody_gets_the_keys_of_another_by_being_called_like_them(world: World) -> None:
+    admin = Credential("oscar-admin", "secret", "cluster_admin", admin=True)
+    world.run(lambda index: index.put_credential(admin))
+    odd = world.run(lambda index: index.credential_of("oscar-admin"))
+    assert (odd.user, odd.admin) == ("oscar-admin", False)
+    assert odd.access_key != "oscar-admin"
+    assert odd.secret_key != "secret"
+    assert world.run(lambda index: index.credential_of("oscar-admin")) == odd
+    assert world.run(lambda index: index.credential("oscar-admin")) == admin
+
+
 def test_key_pairs_made_at_once_are_one(world: World) -> None:
     async def all_at_once(index: Objects) -> list[Credential]:
         return await asyncio.gather(*(index.credential_of("bob") for _ in range(10)))
