@@ -1,13 +1,14 @@
 """The port to an engine that runs functions: `Compute`, and the optional abilities beside it.
 
-Called by `core.dispatcher`, `core.jobs` and `core.runs`; implemented by `compute.local` (containers or processes of
-this machine), `compute.kubernetes`, and `compute.fake` for tests of the core. One contract suite
+Called by `core.dispatcher`, `core.jobs`, `core.runs` and `core.deployments`; implemented by `compute.local` (containers
+or processes of this machine), `compute.kubernetes`, and `compute.fake` for tests of the core. One contract suite
 (`tests/contract/test_compute.py`) runs against each.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -182,3 +183,127 @@ class Invokes(Protocol):
 
     async def prepare(self, service: Service) -> None:
         """Bring the service's workers to what its `synchronous` block says (min_scale)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """What an exposed service should be from now on."""
+
+    service: Service
+    """With its secrets filled in."""
+    stopped: bool = False
+    """No replicas; the definition stays."""
+    restarts: int = 0
+    """Another number than before has all replicas replaced."""
+
+
+class Replica:
+    """A replica that takes requests, at addresses that this server reaches.
+
+    The proxy says by `enter` and `leave` how many requests it has there; the engine drains and scales by that.
+    """
+
+    __slots__ = ("host", "idle", "in_flight", "name", "ports", "turn")
+
+    def __init__(self, name: str, host: str, ports: Mapping[int, int]) -> None:
+        """Make it.
+
+        Args:
+            name: of the replica, for logs.
+            host: where it listens.
+            ports: by the service's own port, the one at that host.
+        """
+        self.name = name
+        self.host = host
+        self.ports = ports
+        self.in_flight = 0
+        self.turn = 0.0
+        """When it was last chosen, so that those with equal load take turns."""
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def enter(self) -> None:
+        """A request (or connection) goes there."""
+        self.in_flight += 1
+        self.idle.clear()
+
+    def leave(self) -> None:
+        """It has ended."""
+        self.in_flight -= 1
+        if self.in_flight == 0:
+            self.idle.set()
+
+
+class DeploymentState(StrEnum):
+    """How the long-running part of a service does."""
+
+    PENDING = "pending"
+    """Its first replicas are on their way."""
+    READY = "ready"
+    """As many replicas as wanted take requests."""
+    DEGRADED = "degraded"
+    """Some do, fewer than wanted."""
+    FAILED = "failed"
+    """None does, and the last that was tried failed; it is tried again."""
+    UNAVAILABLE = "unavailable"
+    """There is nothing to tell: no long-running part, or the engine does not know it."""
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The state with its reason, for people."""
+
+    state: DeploymentState
+    reason: str
+    changed: int
+    """Unix milliseconds of the last change of `state`; 0 when unknown."""
+    active: int = 0
+    """Replicas that take requests."""
+    affected: int = 0
+    """Replicas that are wanted and don't."""
+    kind: str = ""
+    """What it is in the engine: `Deployment`, `podman`, `process`."""
+
+
+class Exposes(Protocol):
+    """The ability to keep servers running. Services are named by owner and name; verbs are idempotent."""
+
+    async def expose(self, exposure: Exposure) -> None:
+        """Have it so: returns when the wish is taken, its progress shows in `deployment`.
+
+        Replicas of another definition are replaced: new ones take requests before old ones are drained and removed.
+        """
+
+    async def unexpose(self, owner: str, service_name: str) -> None:
+        """Remove all replicas and logs. Silent if there are none."""
+
+    async def keep(self, known: Collection[tuple[str, str]]) -> None:
+        """Remove what belongs to no service of this list (owner and name)."""
+
+    def replicas(self, owner: str, service_name: str) -> Sequence[Replica]:
+        """The replicas that take requests now; answers at once."""
+
+    async def wait_ready(self, owner: str, service_name: str) -> bool:
+        """Wait until a replica takes requests, starting one where none is wanted.
+
+        Returns:
+            False as soon as none is on its way: stopped, failing, or not exposed at all.
+        """
+
+    async def deployment(self, owner: str, service_name: str) -> Deployment:
+        """How the service does; `UNAVAILABLE` when it is not known."""
+
+    def deployment_logs(
+        self, owner: str, service_name: str, *, tail: int | None = None
+    ) -> AsyncIterator[LogLine]:
+        """What its replicas have said, those that ended lately included, in the order of time.
+
+        Args:
+            owner: of the service.
+            service_name: its name.
+            tail: only the last so many lines.
+
+        Raises:
+            RunNotFound: there is no log.
+        """

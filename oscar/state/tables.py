@@ -278,3 +278,13 @@ requests = Table(
     Column("country", String(2), nullable=False),
     Index("ix_requests_service_time", "service", "time"),
 )
+
+# What users did with an exposed service beside its definition; absent for one that runs as defined.
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("service_id", ForeignKey("services.id", ondelete="CASCADE"), primary_key=True),
+    Column("stopped", Boolean, nullable=False, server_default=text("false")),
+    Column("restarts", Integer, nullable=False, server_default="0"),
+    Column("changed", BigInteger, nullable=False),
+)
