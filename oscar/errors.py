@@ -143,6 +143,19 @@ class Conflict(OscarError):
     code = "conflict"
 
 
+class VolumeNotFound(NotFound):
+    """There is no such volume, or you may not see it."""
+
+    code = "volume_not_found"
+
+
+class VolumeInUse(BadRequest):
+    """Services have the volume attached."""
+
+    # 400, not 409: the status of the API of OSCAR 4.1.2.
+    code = "volume_in_use"
+
+
 class BucketNotEmpty(Conflict):
     """The bucket still holds objects."""
 
@@ -161,6 +174,13 @@ class BodyTooLarge(OscarError):
 
     status = 413
     code = "body_too_large"
+
+
+class HeadersTooLarge(OscarError):
+    """The request line and the headers are larger than 64 KiB together."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class TooManyRequests(OscarError):

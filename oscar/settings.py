@@ -11,8 +11,13 @@ import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from oscar.errors import InvalidField
+from oscar.model.quota import Defaults
+from oscar.model.quota import Limits as QuotaLimits
+from oscar.model.resources import parse_cpu, parse_memory
 
 
 def _data_folder() -> Path:
@@ -157,6 +162,58 @@ class Settings(BaseSettings):
         "OSCAR_WORKER_WAIT_SECONDS", 60, "Seconds that a synchronous call may wait", ge=0
     )
 
+    # Managed volumes
+    volume_enable: bool = _env("VOLUME_ENABLE", True, "Users can have managed volumes")
+    volume_disk: str = _env("OSCAR_VOLUME_DISK", "7Gi", "Size that all volumes of a user may have together")
+    volume_count: int = _env("OSCAR_VOLUME_COUNT", 5, "Volumes that a user may have", ge=0)
+    volume_largest: str = _env("OSCAR_VOLUME_MAX_DISK", "5Gi", "Largest size of one volume")
+    volume_smallest: str = _env("OSCAR_VOLUME_MIN_DISK", "200Mi", "Least size of one volume")
+    volume_kind: Literal["auto", "image", "folder"] = _env(
+        "OSCAR_VOLUME_KIND",
+        "auto",
+        "What new volumes are: an image with a file system of its own, which keeps its size, or a folder that is "
+        "measured; auto takes an image where that works",
+    )
+
+    # Exposed services
+    exposed_wait: float = _env(
+        "OSCAR_EXPOSED_WAIT_SECONDS", 10, "Seconds that a request waits for a service's first replica", ge=0
+    )
+    exposed_drain: float = _env(
+        "OSCAR_EXPOSED_DRAIN_SECONDS",
+        60,
+        "Seconds that requests may go on at a replica that is being replaced",
+        ge=0,
+    )
+    cors_origins: Commas = _env(
+        "INGRESS_SERVICES_CORS_ALLOWED_ORIGINS",
+        (),
+        "Origins that browsers may call exposed services from, comma-separated; empty leaves it to the services",
+    )
+    cors_methods: str = _env(
+        "INGRESS_SERVICES_CORS_ALLOWED_METHODS",
+        "GET, PUT, POST, DELETE, PATCH, HEAD",
+        "Methods that such browsers may use",
+    )
+    cors_headers: str = _env(
+        "INGRESS_SERVICES_CORS_ALLOWED_HEADERS",
+        "Authorization, Content-Type",
+        "Headers that such browsers may send",
+    )
+
+    # Quotas of users for whom nothing else was set; administrators have none
+    quota_cpu: str = _env(
+        "OSCAR_QUOTA_CPU",
+        "",
+        "CPU that the running jobs of a user's services may take together; empty: no limit",
+    )
+    quota_memory: str = _env("OSCAR_QUOTA_MEMORY", "", "Memory that they may take together; empty: no limit")
+    minio_quota_enabled: bool = _env("MINIO_QUOTA_ENABLED", False, "The next two limit the buckets of users")
+    quota_buckets: int = _env("OSCAR_QUOTA_BUCKETS", 5, "Buckets that a user may own", ge=0)
+    quota_bucket_storage: str = _env(
+        "OSCAR_QUOTA_BUCKET_STORAGE", "5Gi", "Size that each of his buckets may have"
+    )
+
     # Limits and retention
     max_body: int = _env("OSCAR_MAX_BODY_MB", 64, "MiB that the body of POST /job and /run may have", ge=1)
     job_listing_limit: int = _env("JOB_LISTING_LIMIT", 70, "Jobs on one page of a list", ge=1, le=10_000)
@@ -190,6 +247,47 @@ class Settings(BaseSettings):
     @classmethod
     def _folder(cls, value: object) -> Path:
         return Path(str(value)).expanduser().absolute() if value else _data_folder()
+
+    @field_validator("volume_disk", "volume_largest", "volume_smallest", "quota_bucket_storage")
+    @classmethod
+    def _quantity(cls, value: str) -> str:
+        try:
+            parse_memory(value)
+        except InvalidField as error:
+            raise ValueError(f"{error.message}. {error.fix}") from None
+        return value
+
+    @field_validator("quota_cpu", "quota_memory")
+    @classmethod
+    def _quota(cls, value: str, info: ValidationInfo) -> str:
+        try:
+            if value:
+                (parse_cpu if info.field_name == "quota_cpu" else parse_memory)(value)
+        except InvalidField as error:
+            raise ValueError(f"{error.message}. {error.fix}") from None
+        return value
+
+    @property
+    def quota_defaults(self) -> Defaults:
+        """Limits of users for whom nothing else was set."""
+        stored = self.minio_quota_enabled
+        limits = QuotaLimits(
+            cpu=parse_cpu(self.quota_cpu) if self.quota_cpu else None,
+            memory=parse_memory(self.quota_memory) if self.quota_memory else None,
+            buckets=self.quota_buckets if stored else None,
+            storage_per_bucket=parse_memory(self.quota_bucket_storage) if stored else None,
+        )
+        return Defaults(limits, administrators=frozenset(self.users_admin))
+
+    @property
+    def volume_images(self) -> bool | None:
+        """Whether new volumes are images; None to find out."""
+        return {"auto": None, "image": True, "folder": False}[self.volume_kind]
+
+    @property
+    def server_log(self) -> Path:
+        """The folder in which the server keeps its own log."""
+        return self.data / "server-log"
 
     @property
     def body_limit(self) -> int:

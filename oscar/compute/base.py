@@ -307,3 +307,38 @@ class Exposes(Protocol):
         Raises:
             RunNotFound: there is no log.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUsage:
+    """What lies in a volume, in bytes."""
+
+    used: int
+    size: int
+    enforced: bool
+    """Whether the file system keeps it below its size; else it is measured, and read-only once it is over."""
+
+
+class HasVolumes(Protocol):
+    """The ability to keep folders that outlive containers. Volumes are named by `model.volume.key`.
+
+    A service whose definition has a `volume` gets the one of `model.volume.key_of` into all its containers.
+    """
+
+    async def create_volume(self, key: str, size: int) -> None:
+        """Have an empty volume of so many bytes, whole or not at all; one that is there stays as it is.
+
+        Raises:
+            StorageFull: the disk has no room for it.
+            EngineError: it can't be made.
+        """
+
+    async def delete_volume(self, key: str) -> None:
+        """Remove it with all that it holds, also when programs still have it open. Silent if absent."""
+
+    async def volume_usage(self, key: str) -> VolumeUsage:
+        """What lies in it.
+
+        Raises:
+            EngineError: there is none, or it can't be looked at.
+        """

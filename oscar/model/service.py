@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from oscar.errors import InvalidField
 from oscar.model import resources
 from oscar.model.federation import Cluster, Federation, Topology, from_legacy
 from oscar.model.fields import (
@@ -38,6 +39,7 @@ from oscar.model.fields import (
 )
 from oscar.model.fields import unknown_fields as unknown_fields_of
 from oscar.model.job import RetryPolicy
+from oscar.model.mount import flags as mount_flags
 from oscar.model.object import Visibility
 from oscar.model.serving import Expose, Kserve, ServiceVolume, Synchronous
 from oscar.model.storage import (
@@ -76,6 +78,11 @@ LOG_LEVELS = ("NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 WORKER_ANNOTATION = "oscar.grycap/federation-worker"
 """Marks the copy of a federated service on a member cluster."""
 
+MOUNTS = "/mnt"
+"""The folder in which a service's `mount` appears, under its own path."""
+
+_AWKWARD = re.compile(r"[:,\x00-\x1f\x7f]")
+"""What engines would read as something else in the name of a mounted folder."""
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _VARIABLE = re.compile(r"[A-Za-z_.-][A-Za-z0-9_.-]*")
@@ -377,6 +384,34 @@ def _check_places(service: Service) -> None:
                 fix='Use "minio.default", "minio.<id>", "s3.<id>" or "webdav.<id>".',
             )
         _check_bucket(service, service.mount, "mount")
+        _check_mount(service.mount)
+    _check_targets(service)
+
+
+def _check_mount(mount: StorageIOConfig) -> None:
+    try:
+        mount_flags(mount.options, field="options")
+    except InvalidField as error:
+        raise refuse(error.message, field="mount.options", fix=error.fix) from None
+    if _AWKWARD.search(mount.path):
+        raise refuse(
+            f"{mount.path!r} can't be the name of a folder in a container",
+            field="mount.path",
+            fix='Use a path without ":", "," and control characters.',
+        )
+
+
+def _check_targets(service: Service) -> None:
+    """The volume and the mount must not hide each other."""
+    if not (service.volume and service.mount):
+        return
+    volume, mount = f"{service.volume.mount_path}/", f"{MOUNTS}/{service.mount.path}/"
+    if volume.startswith(mount) or mount.startswith(volume):
+        raise refuse(
+            f"the volume would lie over the mount at {mount[:-1]}",
+            field="volume.mount_path",
+            fix='Choose another folder, such as "/data".',
+        )
 
 
 def _check_defined(service: Service, place: StorageIOConfig, field: str) -> None:

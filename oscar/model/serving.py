@@ -178,7 +178,9 @@ class Kserve(Model):
 
 
 _VOLUME_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_KEPT_PATHS = ("/oscar/bin", "/oscar/config")
+_KEPT_PATHS = ("/oscar/bin", "/oscar/config", "/oscar/work", "/dev", "/proc", "/sys")
+_AWKWARD = re.compile(r"[:,\x00-\x1f\x7f]")
+"""What engines would read as something else in the name of a mounted folder."""
 
 
 class ServiceVolume(Model):
@@ -205,7 +207,14 @@ class ServiceVolume(Model):
         if not path.startswith("/"):
             raise refuse(f'"{path}" is not an absolute path', fix='Write a path such as "/data".')
         plain = posixpath.normpath("/" + path.lstrip("/"))
-        if plain == "/" or any(plain == kept or plain.startswith(f"{kept}/") for kept in _KEPT_PATHS):
+        if _AWKWARD.search(plain):
+            raise refuse(
+                f"{path!r} can't be a folder to mount at",
+                fix='Use a path without ":", "," and control characters.',
+            )
+        if plain in {"/", "/oscar"} or any(
+            plain == kept or plain.startswith(f"{kept}/") for kept in _KEPT_PATHS
+        ):
             raise refuse(f'"{path}" is used by the platform', fix='Write a path such as "/data".')
         return plain
 

@@ -279,6 +279,42 @@ requests = Table(
     Index("ix_requests_service_time", "service", "time"),
 )
 
+# The row of a volume is there before its place on the engine, and goes after it.
+volumes = Table(
+    "volumes",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("shown_size", String(64), nullable=False),
+    Column("mode", String(8), nullable=False),
+    Column("retain", Boolean, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("phase", String(12), nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+volume_attachments = Table(
+    "volume_attachments",
+    metadata,
+    Column("service_id", ForeignKey("services.id", ondelete="CASCADE"), primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("volume", String(63), nullable=False),
+    Column("mount_path", Text, nullable=False),
+    Index("ix_volume_attachments_volume", "owner", "volume"),
+)
+
+# What an administrator gave to single users; null: the default of the settings holds.
+volume_limits = Table(
+    "volume_limits",
+    metadata,
+    Column("user", Text, primary_key=True),
+    Column("disk", BigInteger),
+    Column("volumes", Integer),
+    Column("largest", BigInteger),
+    Column("smallest", BigInteger),
+)
+
 # What users did with an exposed service beside its definition; absent for one that runs as defined.
 exposures = Table(
     "exposures",

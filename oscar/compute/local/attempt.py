@@ -19,6 +19,7 @@ import yaml
 
 from oscar import telemetry
 from oscar.compute.base import Phase, Run, RunState
+from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.engine import Engine, Exit, Mount, Sandbox
 from oscar.compute.local.logs import Logs
 from oscar.compute.local.records import Asked, RunFolder, Started, boot_id
@@ -54,6 +55,7 @@ class Surroundings:
     logs: Logs
     providers: Callable[[Run], Providers]
     """Opens the stores of a run, with the rights of its user."""
+    attachments: Attachments
     tell: Callable[[RunState], None]
 
 
@@ -84,6 +86,7 @@ class Attempt:
         self._given = asyncio.Event()
         self._cancel = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._attached: tuple[tuple[Mount, ...], dict[str, str]] = ((), {})
         if run:
             self._given.set()
 
@@ -166,6 +169,10 @@ class Attempt:
         planned = self._plan(run, payload)
         await asyncio.to_thread(self.place.furnish, _config(run, payload))
         await self._unless_cancelled(self._fetch(run, planned))
+        # What an earlier server may have left half-made.
+        await self._around.attachments.detach(self._sandbox)
+        attaching = self._around.attachments.attach(self._sandbox, run.service, self._say)
+        self._attached = await self._unless_cancelled(attaching)
         return planned
 
     async def _fetch(self, run: Run, planned: Plan) -> None:
@@ -237,14 +244,29 @@ class Attempt:
         with contextlib.suppress(OSError):  # the disk is full, or can't drop the middle of a file
             await asyncio.to_thread(self._around.logs.mend, self.asked.name)
             await asyncio.to_thread(self._around.logs.trim, self.asked.name)
+        if trouble := self._around.attachments.trouble(self._sandbox):
+            return _End(Trouble.LOST, f"ended: {trouble}")
         if end.trouble is not None:
+            await self._store_mount(failed=True)
             return end
+        await self._store_mount()
         run = await self._order()
         payload = run.payload
         if isinstance(payload, Path):
             payload = await asyncio.to_thread(payload.read_bytes)
         await self._unless_cancelled(self._store(run, self._plan(run, payload)))
         return end
+
+    async def _store_mount(self, *, failed: bool = False) -> None:
+        """Have all stored that the script wrote into its mount, whatever became of it."""
+        run = await self._order()
+        producer = Producer(run.job_id, run.hops)
+        try:
+            await self._around.attachments.flush(self._sandbox, run.service, self._say, producer)
+        except OscarError as error:
+            if not failed:
+                raise
+            self._say(error.message)
 
     async def _store(self, run: Run, planned: Plan) -> None:
         producer = Producer(run.job_id, run.hops)
@@ -261,6 +283,10 @@ class Attempt:
                 return
 
     async def _settle(self, end: _End) -> None:
+        try:
+            await self._around.attachments.detach(self._sandbox)
+        except (OscarError, OSError) as error:
+            log.warning("a mount could not be removed", run=self.asked.name, reason=str(error))
         if end.trouble not in {None, Trouble.CANCELLED} and end.message:
             self._say(end.message)
         state = replace(
@@ -316,10 +342,11 @@ class Attempt:
             name=self._sandbox,
             image=service.image,
             argv=argv,
-            env=planned.environment,
+            env={**planned.environment, **self._attached[1]},
             mounts=(
                 Mount(place.work, f"{INSIDE}/work"),
                 Mount(place.config, f"{INSIDE}/config", read_only=True),
+                *self._attached[0],
             ),
             workdir=_workdir(self._engine, place),
             log=self._around.logs.path(self.asked.name),

@@ -37,6 +37,7 @@ class Single:
         """Make the folder; the sandboxes come with the requests."""
         self._kit = kit
         await asyncio.to_thread(self.folder.furnish, kit)
+        self._kit = await self.folder.attached(kit, self.name)
 
     def when_dead(self, tell: Callable[[str], None]) -> None:
         """Between requests there is nothing that could die."""
@@ -62,6 +63,8 @@ class Single:
             if self._running is not None:
                 await self._engine.remove(self._running)
         finally:
+            if self._kit is not None and self._kit.attaching is not None:
+                await self._kit.attaching.detach(self.name)
             await self.folder.remove()
 
     async def kill(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from oscar.compute.local.engine import Engine, Exit, Sandbox
-from oscar.compute.local.workfolder import SHELL, Kit, WorkFolder
+from oscar.compute.local.workfolder import SHELL, Attaching, Kit, WorkFolder
 from oscar.errors import EngineError, InvocationTimeout, OscarError
 
 _REPLY = re.compile(
@@ -127,6 +127,7 @@ class Worker:
         self._watch: asyncio.Task[Exit | None] | None = None
         self._alone = True
         self._aborted: OscarError | None = None
+        self._attaching: Attaching | None = None
 
     # Its life.
 
@@ -138,6 +139,8 @@ class Worker:
             EngineError, ImageError: it did not start, with what it said.
         """
         await asyncio.to_thread(self.folder.furnish, kit)
+        self._attaching = kit.attaching
+        kit = await self.folder.attached(kit, self.name)
         self._make_fifos()
         ready = self._expect("ready")
         await whole(self._engine.start(self._sandbox(kit)))
@@ -179,6 +182,8 @@ class Worker:
         try:
             await self._engine.remove(self.name)
         finally:
+            if self._attaching is not None:
+                await self._attaching.detach(self.name)
             await self.folder.remove()
 
     # Its work.

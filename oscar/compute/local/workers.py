@@ -12,15 +12,16 @@ import hashlib
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
 
 from oscar import telemetry
 from oscar.compute.base import Answer, Run
+from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.crew import STOP_LIMIT, Crew, CrewStats, Limits, Yard
-from oscar.compute.local.engine import Engine
+from oscar.compute.local.engine import Engine, Mount
 from oscar.compute.local.pool import Bounds
 from oscar.compute.local.single import Single
 from oscar.compute.local.worker import Reply, Worker
@@ -41,8 +42,27 @@ SMALL = 256 * 1024
 """Bytes of a body up to which it is decoded and written without a thread: a hop costs more."""
 
 
-def kit_of(service: Service) -> Kit:
+@dataclass(frozen=True, slots=True)
+class _Attaching:
+    """Implements `Attaching` for one service."""
+
+    attachments: Attachments
+    service: Service = field(repr=False)
+
+    async def attach(self, holder: str) -> tuple[tuple[Mount, ...], dict[str, str]]:
+        return await self.attachments.attach(holder, self.service)
+
+    async def detach(self, holder: str) -> None:
+        await self.attachments.detach(holder)
+
+
+def kit_of(service: Service, attachments: Attachments | None = None) -> Kit:
     """What a worker of the service is made of."""
+    attaching = (
+        _Attaching(attachments, service) if attachments and (service.volume or service.mount) else None
+    )
+    mounted = service.provider(service.mount.provider) if service.mount else None
+    stamp = hashlib.sha256(mounted.model_dump_json().encode()).hexdigest() if mounted else ""
     shown = without_secrets(service).model_dump(mode="json", exclude_defaults=True)
     return Kit(
         image=service.image,
@@ -54,6 +74,8 @@ def kit_of(service: Service) -> Kit:
         gpu=1 if service.enable_gpu else 0,
         by_user=service.isolation_level == "USER",
         labels={"oscar.service": service.name},
+        attaching=attaching,
+        stamp=stamp,
     )
 
 
@@ -79,6 +101,7 @@ class Workers:
         folder: Path,
         providers: Callable[[Run], Providers],
         limits: Limits | None = None,
+        attachments: Attachments | None = None,
     ) -> None:
         """Make it inside the event loop; nothing runs before `start`.
 
@@ -87,8 +110,10 @@ class Workers:
             folder: of the workers alone; the engine must be able to mount folders below it.
             providers: opens the stores of a run, with the rights of its user.
             limits: what the installation allows.
+            attachments: volumes and mounts of services.
         """
         self._engine = engine
+        self._attachments = attachments
         self._folder = folder
         self._limits = limits or Limits()
         self._providers = providers
@@ -185,8 +210,13 @@ class Workers:
         said: list[str] = []
         try:
             planned = await self._stage_in(worker, run, said)
+            if run.service.mount and self._attachments:
+                await self._attachments.refresh(worker.name)
             reusable = False
             reply = await self._ask(crew, worker, run, planned)
+            if run.service.mount and self._attachments:
+                producer = Producer(run.job_id, run.hops)
+                await self._attachments.flush(worker.name, run.service, said.append, producer)
             if reply.left:
                 # Nothing may change the files while they are read.
                 await worker.kill()
@@ -213,7 +243,7 @@ class Workers:
         crew = self._yard.crews.get(key)
         if crew is not None and not renew:
             return crew
-        kit, bounds = kit_of(service), bounds_of(service, self._limits, self._yard.cores)
+        kit, bounds = kit_of(service, self._attachments), bounds_of(service, self._limits, self._yard.cores)
         if crew is None:
             digest = hashlib.sha256("\0".join(key).encode()).hexdigest()[:10]
             crew = Crew(self._yard, *key, f"{PREFIX}{digest}", kit, bounds)

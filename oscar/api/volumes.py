@@ -1,0 +1,51 @@
+"""Routes of managed volumes: `/system/volumes`. Calls `core.volumes`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from oscar.api.deps import C, Owner, P, problems
+from oscar.core import volumes
+
+router = APIRouter(tags=["volumes"])
+
+
+class VolumeRequest(BaseModel):
+    """A volume as clients define it: `types.ManagedVolumeCreateRequest`."""
+
+    name: str = Field(description="A DNS label, unique among the owner's volumes")
+    size: str = Field(description="A quantity such as 1Gi")
+
+
+@router.get("/system/volumes", summary="List volumes", responses=problems(401, 403))
+async def list_volumes(p: P, caller: C) -> list[dict[str, Any]]:
+    return await volumes.list_all(p, caller)
+
+
+@router.post(
+    "/system/volumes",
+    summary="Create volume",
+    status_code=201,
+    responses=problems(400, 401, 403, 409, 502, 507),
+)
+async def create_volume(p: P, caller: C, volume: VolumeRequest) -> dict[str, Any]:
+    return await volumes.create(p, caller, name=volume.name, size=volume.size)
+
+
+@router.get("/system/volumes/{volumeName}", summary="Read volume", responses=problems(400, 401, 403, 404))
+async def read_volume(p: P, caller: C, volumeName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
+    return await volumes.read(p, caller, volumeName, owner=owner)
+
+
+@router.delete(
+    "/system/volumes/{volumeName}",
+    summary="Delete volume",
+    status_code=204,
+    responses=problems(400, 401, 403, 404, 502),
+)
+async def delete_volume(p: P, caller: C, volumeName: str, owner: Owner = None) -> Response:  # noqa: N803
+    await volumes.delete(p, caller, volumeName, owner=owner)
+    return Response(status_code=204)
