@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
 from oscar import telemetry
-from oscar.compute.base import Answer, Capacity, LogLine, Run, RunState
-from oscar.compute.local import machine
+from oscar.compute.base import Answer, Capacity, LogLine, Phase, Run, RunState, VolumeUsage
+from oscar.compute.local import exposed, machine
+from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.attempt import PREFIX, Attempt, Surroundings
 from oscar.compute.local.crew import Limits
 from oscar.compute.local.engine import Engine
 from oscar.compute.local.logs import Logs
+from oscar.compute.local.mounts import Mounts
 from oscar.compute.local.records import GONE, Asked, RunFolder
 from oscar.compute.local.trees import remove_tree
+from oscar.compute.local.volumes import Volumes
+from oscar.compute.local.workers import PREFIX as WORKERS
 from oscar.compute.local.workers import Workers
 from oscar.errors import EngineError, ImageError, RunNotFound, StorageFull, Unsupported
 from oscar.model.service import Service
+from oscar.model.storage import MinIOProvider
 from oscar.objects.base import ObjectStore
 from oscar.supervisor.providers import Clients, Providers
 
@@ -44,6 +49,8 @@ class LocalCompute:
         chosen: bool = False,
         limits: Limits | None = None,
         recheck: Callable[[], Awaitable[None]] | None = None,
+        images: bool | None = None,
+        own_store: Callable[[Service], Awaitable[MinIOProvider]] | None = None,
     ) -> None:
         """Put it together; nothing happens before `start`.
 
@@ -55,6 +62,8 @@ class LocalCompute:
             chosen: the engine was asked for by name, so it may ignore images if it has none.
             limits: of synchronous calls.
             recheck: tries the engine again in the background, where `start` must be fast.
+            images: whether new volumes have a file system of their own; None to find out.
+            own_store: the own store's address with the keys of a service's owner, for programs beside this one.
         """
         self.engine = engine
         self.logs_folder = Logs(folder / "logs")
@@ -67,8 +76,15 @@ class LocalCompute:
         def providers(run: Run) -> Providers:
             return Providers(run.service, own(run), self._clients)
 
-        self._workers = Workers(engine, folder / "workers", providers, limits)
-        self._around = Surroundings(engine, self.logs_folder, providers, self._tell)
+        def mounted(service: Service) -> ObjectStore:
+            place = service.mount
+            return Providers(service, store, self._clients).open(place.storage_provider if place else "")
+
+        self.volumes = Volumes(folder / "volumes", engine, images=images)
+        self._mounts = Mounts(folder / "mounts", engine, mounted, own_store)
+        self.attachments = Attachments(engine, self.volumes, self._mounts)
+        self._workers = Workers(engine, folder / "workers", providers, limits, self.attachments)
+        self._around = Surroundings(engine, self.logs_folder, providers, self.attachments, self._tell)
         self._attempts: dict[str, Attempt] = {}
         self._changes: asyncio.Queue[RunState] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,8 +100,11 @@ class LocalCompute:
         self._description = f"{facts.version} ({facts.detail})" if facts.detail else facts.version
         for name in ("runs", "logs"):
             await asyncio.to_thread((self._runs.parent / name).mkdir, parents=True, exist_ok=True, mode=0o700)
-        await self._workers.start()
+        await self.volumes.start()
         found = await asyncio.to_thread(_find, self._runs)
+        going = {PREFIX + asked.name for _, asked, state in found if state.phase is not Phase.DONE}
+        await self._mounts.start(lambda name: self._goes_on(name, going))
+        await self._workers.start()
         for place, asked, state in found:
             attempt = Attempt(place, asked, self._around)
             self._attempts[asked.name] = attempt
@@ -104,6 +123,8 @@ class LocalCompute:
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._attempts.clear()
+        await self._mounts.stop()
+        await self.volumes.stop()
         await self.engine.close()
         await self._clients.close()
 
@@ -116,6 +137,27 @@ class LocalCompute:
     async def remove(self, owner: str, service_name: str) -> None:
         """End the service's workers; see `Compute.remove`."""
         await self._workers.remove(owner, service_name)
+
+    async def _goes_on(self, name: str, going: Collection[str]) -> bool:
+        """Whether a sandbox that has a mount still needs it."""
+        if name.startswith(PREFIX):
+            return name in going
+        # Warm workers take no requests of another server.
+        return not name.startswith(WORKERS) and await self.engine.running(name) is True
+
+    # Volumes.
+
+    async def create_volume(self, key: str, size: int) -> None:
+        """See `HasVolumes.create_volume`."""
+        await self.volumes.create(key, size)
+
+    async def delete_volume(self, key: str) -> None:
+        """See `HasVolumes.delete_volume`."""
+        await self.volumes.delete(key)
+
+    async def volume_usage(self, key: str) -> VolumeUsage:
+        """See `HasVolumes.volume_usage`."""
+        return await self.volumes.usage(key)
 
     # Runs.
 
@@ -252,6 +294,7 @@ class LocalCompute:
             warnings.append("cpu: the limit is not kept")
         if service.enable_gpu and not facts.gpu:
             warnings.append("enable_gpu: this machine has no GPU that its engine can use")
+        warnings += self.attachments.check(service) + exposed.check(service, self.engine)
         return warnings + [f"{field}: not honoured by this engine" for field in _ignored(service)]
 
     # Synchronous calls.
@@ -338,11 +381,8 @@ def _ignored(service: Service) -> list[str]:
     fields = {
         "enable_sgx": service.enable_sgx,
         "ephemeral_storage_request": service.ephemeral_storage_request,
-        "expose": service.expose.active,
         "image_pull_secrets": service.image_pull_secrets,
         "interlink_node_name": service.interlink_node_name,
         "kserve": service.kserve,
-        "mount": service.mount,
-        "volume": service.volume,
     }
     return [name for name, value in fields.items() if value]
