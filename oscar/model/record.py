@@ -232,9 +232,29 @@ def is_replication(record: Record) -> bool:
 _WRITTEN = ("ObjectCreated:", "Replication:OperationCompleted", "Replication:OperationReplicated")
 
 
+_PARTIAL = re.compile(r"\.oscar-[0-9a-f]{32}\.part")
+
+
+def partial_name(seed: str) -> str:
+    """The name that a file has beside its place while we write it, until it is renamed.
+
+    Args:
+        seed: what tells the transfer from others; the same one gives the same name.
+    """
+    return f".oscar-{hashlib.sha256(seed.encode()).hexdigest()[:32]}.part"
+
+
+def is_partial(name: str) -> bool:
+    """Whether the last part of a path is such a name."""
+    return bool(_PARTIAL.fullmatch(name))
+
+
 def triggers(record: Record) -> bool:
-    """Whether a job should follow: the record is of a file that was written, not removed or read."""
-    if is_replication(record) or record.key.endswith("/"):
+    """Whether a job should follow: the record is of a file that was written, not removed or read.
+
+    Files on their way to their name don't count; dCache reports those that we write there ourselves.
+    """
+    if is_replication(record) or record.key.endswith("/") or is_partial(record.key.rpartition("/")[2]):
         return False
     name = record.name.removeprefix("s3:")
     return not name or name.startswith(_WRITTEN)

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, Field, field_validator
 
-from oscar.model.fields import Model, Name, Text, refuse
+from oscar.model.fields import Model, Name, Seconds, Text, refuse
 
 DEFAULT_PROVIDER = "default"
 """The id of the platform's own store, and the id of a provider string that names none."""
@@ -76,18 +76,27 @@ class OnedataProvider(Model):
     oneprovider_host: Name = ""
     token: Text = Field(default="", repr=False)
     space: Name = ""
+    verify: bool = True
 
 
 class WebDavProvider(Model):
-    """A WebDAV server such as dCache."""
+    """A WebDAV server such as dCache, with a user and password or a token (a macaroon, an access token).
+
+    `token`, `verify` and `trusted_hosts` are ours.
+    """
 
     hostname: Name = ""
+    """Perhaps with a scheme (https if not), a port and a folder."""
     login: Text = ""
     password: Text = Field(default="", repr=False)
+    token: Text = Field(default="", repr=False)
+    verify: bool = True
+    trusted_hosts: list[Name] = []
+    """Other hosts that get the credentials when the server sends a transfer there."""
 
 
 class RucioProvider(Model):
-    """A Rucio server with the token that gives access to it."""
+    """A Rucio server with the token that gives access to it; `scope`, `lifetime` and `verify` are ours."""
 
     host: Name = ""
     auth_host: Name = ""
@@ -96,6 +105,11 @@ class RucioProvider(Model):
     refresh_token: Text = Field(default="", repr=False)
     oidc_audience: Name = ""
     token_endpoint: Name = ""
+    scope: Name = ""
+    """Of what is written; the account if empty, as in OSCAR."""
+    lifetime: Seconds = 0.0
+    """Seconds that written files are kept; 0 for no end."""
+    verify: bool = True
 
 
 AnyProvider = MinIOProvider | S3Provider | OnedataProvider | WebDavProvider | RucioProvider

@@ -42,7 +42,7 @@ MAX_DOCUMENT = 64 * 1024 * 1024
 T = TypeVar("T")
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_AGAIN = frozenset({408, 423, 425, 429, 500, 502, 503, 504})
 _FORBIDDEN = frozenset({401, 403})
 _FULL = frozenset({413, 507})
 _NOT_FOUND = 404
@@ -83,7 +83,7 @@ class Web:
         trusted: Collection[str] = (),
     ) -> None:
         self._credentials = credentials
-        self._secrets = tuple(secrets)
+        self._secrets = secrets
         self._verify = verify
         self._trusted = frozenset(name.lower() for name in trusted)
         self._context: ssl.SSLContext | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import re
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -19,13 +18,14 @@ from urllib.parse import quote, urlsplit
 
 from oscar.errors import InvalidField, ObjectNotFound, OscarError, StorageError
 from oscar.model.object import Producer
+from oscar.model.record import is_partial, partial_name
 from oscar.objects import webdav_xml
 from oscar.objects.base import Found
 from oscar.objects.local_files import Source, source, whole
 from oscar.objects.web import Credentials, Web, nobody
+from oscar.objects.web_words import place
 from oscar.objects.webdav_xml import Entry
 
-_PARTIAL = re.compile(r"\.oscar-[0-9a-f]{32}\.part")
 _WRITTEN = frozenset({200, 201, 202, 204})
 _MISSING = frozenset({404, 409})
 """What servers answer when a folder on the way is missing: RFC 4918 says 409."""
@@ -37,18 +37,12 @@ _TAKEN = frozenset({403, 409, 412})
 """What servers answer that don't replace a file by renaming; some dCache doors are set so."""
 
 
-def partial_name(key: str, producer: Producer | None) -> str:
-    """The name of a file while it is on its way.
+def on_its_way(key: str, producer: Producer | None) -> str:
+    """The name of a file while it is written.
 
     The same for the same job and key, so that a repeated stage-out finds what a crash left.
     """
-    seed = f"{producer.job_id}\n{key}" if producer else uuid.uuid4().hex
-    return f".oscar-{hashlib.sha256(seed.encode()).hexdigest()[:32]}.part"
-
-
-def is_partial(name: str) -> bool:
-    """Whether the last part of a path is such a name."""
-    return bool(_PARTIAL.fullmatch(name))
+    return partial_name(f"{producer.job_id}\n{key}" if producer else uuid.uuid4().hex)
 
 
 def address(text: str, field: str) -> str:
@@ -147,8 +141,15 @@ class WebDavStore:
         """
         headers = {"content-type": content_type or "application/octet-stream"}
         with source(path) as opened:
-            await self._store(_parts(bucket, key), opened, headers, producer)
-            return Found(key, opened.size, "", 0)
+            parts = _parts(bucket, key)
+            await self._store(parts, opened, headers, producer)
+            # Looked at, because servers were seen that take the name apart and put the file elsewhere.
+            entry = await self._entry(parts)
+            if entry.size != opened.size:
+                raise StorageError(
+                    f"{self._web.scrub(place(self._place(parts)))} has {entry.size} bytes after {opened.size} were sent"
+                )
+            return Found(key, entry.size, entry.etag, entry.modified)
 
     async def stat(self, bucket: str, key: str) -> Found:
         """The file's size, tag and time."""
@@ -162,13 +163,15 @@ class WebDavStore:
         top = tuple(part for part in bucket.split("/") if part)
         # Only the folder that the prefix names is looked into, and what is below it.
         below = tuple(part for part in prefix.split("/")[:-1] if part)
-        try:
-            async for found in self._walk(top, below, prefix, start_after):
-                yield found
-        except ObjectNotFound:
-            if below:
+        if below:
+            try:
+                entry = await self._entry((*top, *below))
+            except ObjectNotFound:
                 return
-            raise
+            if not entry.folder:
+                return
+        async for found in self._walk(top, below, prefix, start_after):
+            yield found
 
     async def delete(self, bucket: str, key: str) -> None:
         """Remove the file; silent if absent."""
@@ -187,7 +190,7 @@ class WebDavStore:
     async def _store(
         self, parts: tuple[str, ...], opened: Source, headers: Mapping[str, str], producer: Producer | None
     ) -> None:
-        partial = (*parts[:-1], partial_name("/".join(parts), producer))
+        partial = (*parts[:-1], on_its_way("/".join(parts), producer))
         try:
             await self._put(partial, opened, headers)
             renamed = await self._rename(partial, parts, opened.size)
@@ -227,7 +230,9 @@ class WebDavStore:
             return True
         if answer in _UNABLE:
             return False
-        raise StorageError(f"{self._web.scrub(self._place(parts))}: renaming was answered with {answer}")
+        raise StorageError(
+            f"{self._web.scrub(place(self._place(parts)))}: renaming was answered with {answer}"
+        )
 
     async def _move(self, partial: tuple[str, ...], parts: tuple[str, ...], size: int) -> int:
         headers = {"destination": self._place(parts), "overwrite": "T"}

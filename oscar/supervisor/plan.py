@@ -20,9 +20,12 @@ from oscar.model.service import RESERVED_ENVIRONMENT, WORKER_ANNOTATION, Service
 from oscar.model.storage import (
     DEFAULT_PROVIDER,
     OWN_STORE,
+    OnedataProvider,
     ProviderRef,
     ProviderType,
+    RucioProvider,
     StorageIOConfig,
+    WebDavProvider,
     parse_provider,
 )
 
@@ -64,7 +67,10 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A place for results; `folder` is below the bucket, without slashes at its ends."""
+    """A place for results; `folder` is below the bucket, without slashes at its ends.
+
+    The bucket is the space for Onedata, the scope for Rucio, and empty for WebDAV, as in `model.record.Record`.
+    """
 
     provider: str
     bucket: str
@@ -352,16 +358,29 @@ def _outputs(service: Service, event: Event) -> tuple[Output, ...]:
     found = []
     for place in service.output:
         own = is_own(service, place.provider)
+        bucket, folder = _target(service, place)
         found.append(
             Output(
                 provider=str(OWN_STORE if own else place.provider),
-                bucket=private if own and private else place.bucket,
-                folder=place.folder,
+                bucket=private if own and private else bucket,
+                folder=folder,
                 prefixes=tuple(place.prefix),
                 suffixes=tuple(place.suffix),
             )
         )
     return tuple(found)
+
+
+def _target(service: Service, place: StorageIOConfig) -> tuple[str, str]:
+    """The bucket and folder of an output: paths of stores without buckets begin below what the provider names."""
+    match service.provider(place.provider):
+        case OnedataProvider(space=space):
+            return space, place.path
+        case RucioProvider(scope=scope, account=account):
+            return scope or account, place.path
+        case WebDavProvider():
+            return "", place.path
+    return place.bucket, place.folder
 
 
 def _private_bucket(service: Service, event: Event) -> str | None:

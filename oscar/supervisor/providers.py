@@ -1,41 +1,62 @@
-"""The stores that a service names, opened: from a provider string to an `ObjectStore`.
+"""The stores that a service names, opened: from a provider string to a `FileStore`.
 
-`stage` asks for them by the strings of a plan. Calls `objects.s3`; the platform's own store is given. A further
-kind of storage is one more entry of the table `OPENERS`.
+`stage` asks for them by the strings of a plan. Calls `objects.s3`, `webdav`, `onedata` and `rucio`; the platform's
+own store is given. A further kind of storage is one more entry of the table `OPENERS`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from oscar.errors import InvalidField, Unsupported
+from oscar.errors import InvalidField
 from oscar.model.service import Service
-from oscar.model.storage import MinIOProvider, ProviderType, S3Provider, parse_provider
-from oscar.objects.base import ObjectStore
+from oscar.model.storage import (
+    MinIOProvider,
+    OnedataProvider,
+    ProviderType,
+    RucioProvider,
+    S3Provider,
+    WebDavProvider,
+    parse_provider,
+)
+from oscar.objects.base import FileStore
+from oscar.objects.onedata import OnedataStore
+from oscar.objects.rucio import RucioStore, Site
+from oscar.objects.rucio_token import Tokens
 from oscar.objects.s3 import S3Store
+from oscar.objects.web import nobody
+from oscar.objects.webdav import WebDavStore, address, basic, bearer
 from oscar.supervisor.plan import HIDDEN, is_own
 
 KEPT = 64
 """Clients that are kept for the next job; one more drops the oldest."""
 
 
+class Client(FileStore, Protocol):
+    """A store over the network."""
+
+    async def close(self) -> None:
+        """End its connections."""
+
+
 class Clients:
     """Clients of stores by address and keys, shared by all jobs so that their connections are used again."""
 
     def __init__(self) -> None:
-        self._stores: dict[tuple[Any, ...], S3Store] = {}
+        self._stores: dict[str, Client] = {}
 
-    def s3(self, endpoint: str, access_key: str, secret_key: str, region: str, *, verify: bool) -> S3Store:
-        """The client of an S3 server with these keys.
+    def kept(self, definition: Any, make: Callable[[], Client]) -> Client:
+        """The client for a provider's definition, keys included; made when there is none.
 
         Raises:
             InvalidField: the address is none.
         """
-        name = (endpoint, access_key, secret_key, region, verify)
-        store = self._stores.pop(name, None)
-        if store is None:
-            store = S3Store(endpoint, access_key, secret_key, region, verify=verify)
+        kind = type(definition).__name__
+        # By digest, so that the keys lie in memory no more often than they must.
+        name = hashlib.sha256(f"{kind} {definition.model_dump_json()}".encode()).hexdigest()
+        store = self._stores.pop(name, None) or make()
         self._stores[name] = store
         if len(self._stores) > KEPT:
             # Not closed: a transfer may still use it.
@@ -49,7 +70,7 @@ class Clients:
             await store.close()
 
 
-def _open_minio(provider: MinIOProvider, field: str, clients: Clients) -> ObjectStore:
+def _open_minio(provider: MinIOProvider, field: str) -> Client:
     if not provider.endpoint:
         raise InvalidField(
             f"{field} has no address",
@@ -58,13 +79,59 @@ def _open_minio(provider: MinIOProvider, field: str, clients: Clients) -> Object
         )
     keys = _keys(provider, field)
     try:
-        return clients.s3(provider.endpoint, *keys, provider.region, verify=provider.verify)
+        return S3Store(provider.endpoint, *keys, provider.region, verify=provider.verify)
     except InvalidField as error:
         raise InvalidField(error.message, field=f"{field}.{error.field}", fix=error.fix) from None
 
 
-def _open_s3(provider: S3Provider, field: str, clients: Clients) -> ObjectStore:
-    return clients.s3("", *_keys(provider, field), provider.region, verify=True)
+def _open_s3(provider: S3Provider, field: str) -> Client:
+    return S3Store("", *_keys(provider, field), provider.region)
+
+
+def _open_webdav(provider: WebDavProvider, field: str) -> Client:
+    _need(provider.hostname, f"{field}.hostname", "Write the server's name, such as dcache.example.org:2880.")
+    if provider.token:
+        credentials = bearer(provider.token)
+    elif provider.login:
+        _need(provider.password, f"{field}.password", "Give the password of the login, or a token.")
+        credentials = basic(provider.login, provider.password)
+    else:
+        credentials = nobody
+    return WebDavStore(
+        address(provider.hostname, f"{field}.hostname"),
+        credentials,
+        secrets=[secret for secret in (provider.password, provider.token) if secret],
+        verify=provider.verify,
+        trusted=provider.trusted_hosts,
+    )
+
+
+def _open_onedata(provider: OnedataProvider, field: str) -> Client:
+    _need(provider.oneprovider_host, f"{field}.oneprovider_host", "Write the name of the Oneprovider.")
+    _need(provider.token, f"{field}.token", "Give an access token of Onedata.")
+    url = address(provider.oneprovider_host, f"{field}.oneprovider_host")
+    return OnedataStore(url, provider.token, verify=provider.verify)
+
+
+def _open_rucio(provider: RucioProvider, field: str) -> Client:
+    _need(provider.host, f"{field}.host", "Write the address of the Rucio server.")
+    _need(provider.account, f"{field}.account", "Name the account in Rucio.")
+    _need(provider.refresh_token, f"{field}.refresh_token", "Give a refresh token, or an access token.")
+    endpoint = provider.token_endpoint and address(provider.token_endpoint, f"{field}.token_endpoint")
+    tokens = Tokens(provider.refresh_token, endpoint, provider.oidc_audience, verify=provider.verify)
+    site = Site(
+        url=address(provider.host, f"{field}.host"),
+        account=provider.account,
+        rse=provider.rse,
+        lifetime=int(provider.lifetime),
+        verify=provider.verify,
+    )
+    return RucioStore(site, tokens)
+
+
+def _need(value: str, field: str, fix: str) -> None:
+    if value in {"", HIDDEN}:
+        raise InvalidField(f"{field} is not given", field=field, fix=fix)
 
 
 def _keys(provider: MinIOProvider | S3Provider, field: str) -> tuple[str, str]:
@@ -75,11 +142,14 @@ def _keys(provider: MinIOProvider | S3Provider, field: str) -> tuple[str, str]:
     return provider.access_key, provider.secret_key
 
 
-OPENERS: dict[ProviderType, Callable[[Any, str, Clients], ObjectStore]] = {
+OPENERS: dict[ProviderType, Callable[[Any, str], Client]] = {
     ProviderType.MINIO: _open_minio,
     ProviderType.S3: _open_s3,
+    ProviderType.WEBDAV: _open_webdav,
+    ProviderType.ONEDATA: _open_onedata,
+    ProviderType.RUCIO: _open_rucio,
 }
-"""How a provider's definition becomes a store: definition, its JSON path for errors, kept clients."""
+"""How a provider's definition becomes a store: definition, and its JSON path for errors."""
 
 
 class Providers:
@@ -91,17 +161,16 @@ class Providers:
         clients: kept ones; without it this object has its own, to be closed.
     """
 
-    def __init__(self, service: Service, own: ObjectStore, clients: Clients | None = None) -> None:
+    def __init__(self, service: Service, own: FileStore, clients: Clients | None = None) -> None:
         self._service = service
         self._own = own
         self._clients = clients or Clients()
         self._mine = clients is None
 
-    def open(self, provider: str) -> ObjectStore:
+    def open(self, provider: str) -> FileStore:
         """The store that a provider string names.
 
         Raises:
-            Unsupported: it is of a kind that this version can't read or write.
             InvalidField: it is not defined, or without address or keys.
         """
         ref = parse_provider(provider)
@@ -115,15 +184,7 @@ class Providers:
             raise InvalidField(
                 f'the StorageProvider "{ref}" is not defined', field=field, fix=f"Add {field}."
             )
-        opener = OPENERS.get(ref.type)
-        if opener is None:
-            kinds = ", ".join(OPENERS)
-            raise Unsupported(
-                f"{ref}: files of {ref.type} can't be transferred yet, this comes with a later version",
-                field=field,
-                fix=f"Use one of these for now: {kinds}.",
-            )
-        return opener(definition, field, self._clients)
+        return self._clients.kept(definition, lambda: OPENERS[ref.type](definition, field))
 
     async def close(self) -> None:
         """End the connections that no other job can use."""

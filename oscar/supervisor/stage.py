@@ -20,7 +20,7 @@ from typing import TypeVar
 from oscar.errors import BucketNotFound, OscarError, StorageError, StorageFull
 from oscar.model.object import Producer
 from oscar.model.storage import OWN_STORE
-from oscar.objects.base import ObjectStore
+from oscar.objects.base import FileStore
 from oscar.supervisor import results
 from oscar.supervisor.plan import Download, InputFile, Plan, outputs
 from oscar.supervisor.providers import Providers
@@ -168,7 +168,7 @@ async def _download_all(
 async def _upload(
     result: Result,
     work: Path,
-    store: ObjectStore,
+    store: FileStore,
     target: tuple[str, str, str, str],
     producer: Producer | None,
 ) -> Stored:
@@ -197,7 +197,7 @@ async def _upload(
     return Stored(name, provider, bucket, key, found.size)
 
 
-def _open(providers: Providers, provider: str) -> ObjectStore:
+def _open(providers: Providers, provider: str) -> FileStore:
     try:
         return providers.open(provider)
     except OscarError as error:

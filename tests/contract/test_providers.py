@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from oscar.errors import Forbidden, InvalidField, OscarError, Unsupported
+from oscar.errors import Forbidden, InvalidField, OscarError
 from oscar.model.service import WORKER_ANNOTATION, Service, parse_service
 from oscar.objects.s3 import S3Store
 from oscar.supervisor.providers import KEPT, OPENERS, Clients, Providers
@@ -63,19 +63,21 @@ def test_amazon_s3_in_its_region() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "definition"),
+    ("kind", "definition", "shown"),
     [
-        ("webdav", {"hostname": "dcache", "login": "u", "password": "the-secret"}),
-        ("onedata", {"oneprovider_host": "o", "token": "the-secret", "space": "s"}),
-        ("rucio", {"host": "r", "refresh_token": "the-secret"}),
+        ("webdav", {"hostname": "dcache:2880/data/", "login": "u", "password": "the-secret"},
+         "WebDavStore(dcache:2880)"),
+        ("webdav", {"hostname": "http://dcache", "token": "the-secret"}, "WebDavStore(dcache)"),
+        ("webdav", {"hostname": "open.example.org"}, "WebDavStore(open.example.org)"),
+        ("onedata", {"oneprovider_host": "one", "token": "the-secret", "space": "s"}, "OnedataStore(one)"),
+        ("rucio", {"host": "https://rucio:443", "account": "a", "refresh_token": "the-secret"},
+         "RucioStore(rucio:443)"),
     ],
-)
-def test_kinds_that_come_later_say_so(kind: str, definition: dict[str, str]) -> None:
-    with pytest.raises(Unsupported, match=rf"{kind}\.x: .*comes with a later version") as caught:
-        opened(service({kind: {"x": definition}}), f"{kind}.x")
-    assert caught.value.field == f"storage_providers.{kind}.x"
-    assert "the-secret" not in repr(caught.value)
-    assert set(OPENERS) == {"minio", "s3"}
+)  # fmt: skip
+def test_foreign_storage(kind: str, definition: dict[str, str], shown: str) -> None:
+    found = opened(service({kind: {"x": definition}}), f"{kind}.x")
+    assert repr(found) == shown
+    assert set(OPENERS) == {"minio", "s3", "webdav", "onedata", "rucio"}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,17 @@ def test_kinds_that_come_later_say_so(kind: str, definition: dict[str, str]) -> 
         ({"minio": {"x": {"endpoint": "http://m", "access_key": "a", "secret_key": "hidden"}}}, "minio.x",
          "storage_providers.minio.x.access_key", "no keys"),
         ({"s3": {"x": {"region": "eu-west-1"}}}, "s3.x", "storage_providers.s3.x.access_key", "no keys"),
+        ({"webdav": {"x": {"login": "u"}}}, "webdav.x", "storage_providers.webdav.x.hostname", "not given"),
+        ({"webdav": {"x": {"hostname": "h", "login": "u"}}}, "webdav.x",
+         "storage_providers.webdav.x.password", "not given"),
+        ({"webdav": {"x": {"hostname": "ftp://h"}}}, "webdav.x", "storage_providers.webdav.x.hostname", "no address"),
+        ({"webdav": {"x": {"hostname": "https://u:p4ss@h"}}}, "webdav.x", "storage_providers.webdav.x.hostname",
+         r"^storage_providers.webdav.x.hostname contains a user$"),
+        ({"onedata": {"x": {"token": "t"}}}, "onedata.x", "storage_providers.onedata.x.oneprovider_host", "not given"),
+        ({"onedata": {"x": {"oneprovider_host": "o"}}}, "onedata.x", "storage_providers.onedata.x.token", "not given"),
+        ({"rucio": {"x": {}}}, "rucio.x", "storage_providers.rucio.x.host", "not given"),
+        ({"rucio": {"x": {"host": "h", "account": "a"}}}, "rucio.x",
+         "storage_providers.rucio.x.refresh_token", "not given"),
     ],
 )  # fmt: skip
 def test_what_can_t_be_opened(providers: dict[str, Any], name: str, field: str | None, message: str) -> None:

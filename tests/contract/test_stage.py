@@ -20,6 +20,7 @@ from minio import Minio
 from oscar.errors import (
     BucketNotFound,
     Forbidden,
+    InvalidField,
     ObjectNotFound,
     OscarError,
     StorageError,
@@ -464,9 +465,9 @@ DEAD = {"endpoint": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b"}
         ({"path": "no-bucket/out"}, {}, BucketNotFound, "minio.default no-bucket/out/f: "),
         (
             {"storage_provider": "webdav.dcache", "path": "far"},
-            {"webdav": {"dcache": {"hostname": "d"}}},
-            Unsupported,
-            "webdav.dcache: .*later version",
+            {"webdav": {"dcache": {"hostname": "d", "login": "u"}}},
+            InvalidField,
+            "webdav.dcache: .*password is not given",
         ),
         (
             {"storage_provider": "minio.dead", "path": "far"},
