@@ -10,6 +10,7 @@ from typing import Any
 
 import uvicorn
 
+from oscar.app.protocol import BoundedProtocol
 from oscar.errors import Misuse
 from oscar.settings import Settings
 
@@ -18,7 +19,7 @@ def config(app: Any, settings: Settings, **more: Any) -> uvicorn.Config:
     """How to serve the application, by a socket that listens already."""
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedProtocol,
         loop="uvloop",
         log_config=None,
         access_log=False,

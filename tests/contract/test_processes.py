@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def engine(
     asyncio.run(made.probe())
     yield made
     asyncio.run(made.close())
+    # What a failing test leaves may be too deep for pytest to remove.
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
 
 
 def sandbox(engine: Processes, folder: Path, script: str) -> Sandbox:

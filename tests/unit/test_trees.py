@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,40 +26,43 @@ os.mkdir("closed", 0o0)
 """
 
 
-def dig(folder: Path) -> None:
-    subprocess.run([sys.executable, "-c", DIG], cwd=folder, check=True)
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A folder with folders in one another."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    subprocess.run([sys.executable, "-c", DIG], cwd=tree, check=True)
+    yield tree
+    # What a failing test leaves, pytest could not remove either.
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
 
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_a_deep_tree_is_removed(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    dig(tree)
+def test_a_deep_tree_is_removed(deep: Path) -> None:
     before = descriptors()
-    remove_tree(tree)
-    assert not tree.exists()
+    remove_tree(deep)
+    assert not deep.exists()
     assert descriptors() == before
 
 
-def test_a_deep_tree_is_looked_through_and_emptied(tmp_path: Path) -> None:
-    dig(tmp_path)
+def test_a_deep_tree_is_looked_through_and_emptied(deep: Path) -> None:
     before = descriptors()
-    make_readable(tmp_path)
-    assert owners(tmp_path) == {os.geteuid()}
+    make_readable(deep)
+    assert owners(deep) == {os.geteuid()}
     assert descriptors() == before
-    empty_tree(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    empty_tree(deep)
+    assert list(deep.iterdir()) == []
 
 
-def test_a_run_that_left_a_deep_tree_is_forgotten(tmp_path: Path) -> None:
-    place = RunFolder(tmp_path / "run")
-    place.work.mkdir(parents=True)
-    dig(place.work)
+def test_a_run_that_left_a_deep_tree_is_forgotten(deep: Path) -> None:
+    place = RunFolder(deep.with_name("run"))
+    place.path.mkdir()
+    deep.rename(place.work)
     remove_tree(place.leave())
-    assert list(tmp_path.iterdir()) == []
+    assert list(place.path.parent.iterdir()) == []
 
 
 def test_links_lead_nowhere(tmp_path: Path) -> None:
