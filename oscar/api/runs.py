@@ -7,14 +7,13 @@ import contextlib
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.requests import ClientDisconnect
 
 from oscar.api.deps import Owner, get_caller, get_incoming, get_platform, problems, read_body
 from oscar.compute.base import Answer
 from oscar.core import runs
 
 router = APIRouter(tags=["sync"])
-
-_CLIENT_GONE = 499
 
 _PAYLOAD: dict[str, Any] = {
     "requestBody": {
@@ -49,7 +48,7 @@ async def run_service(request: Request, serviceName: str, owner: Owner = None) -
     try:
         await asyncio.wait({call, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not call.done():
-            return Response(status_code=_CLIENT_GONE)
+            raise ClientDisconnect
         return _answer(call.result())
     finally:
         for task in (call, gone):

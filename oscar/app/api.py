@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 import oscar
 from oscar.api import jobs, runs, services, storage, system
 from oscar.app.edge import App, Edge
+from oscar.app.front import Front, short
 from oscar.app.lifespan import lifespan
 from oscar.app.render import ERROR_SCHEMA, install
 from oscar.app.start import Gate, Start
@@ -50,7 +51,8 @@ def build(
         app.include_router(router)
     install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    return Edge(Gate(app, begun), as_json=settings.log_json), signals.work
+    front = Front(app, short(runs.router, runs.run_service), short(jobs.router, jobs.submit_job))
+    return Edge(Gate(front, begun), as_json=settings.log_json), signals.work
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

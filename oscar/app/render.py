@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from oscar import telemetry
 from oscar.errors import BadRequest, OscarError
 
 log = telemetry.get("api")
+
+CLIENT_GONE = 499
+"""Status in the request log, as nginx writes it, when the client hung up before its answer."""
 
 ERROR_SCHEMA: dict[str, Any] = {
     "title": "Error",
@@ -36,7 +40,15 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OscarError, _own)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _routing)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _bug)
+
+
+def answer(request: Request, error: Exception) -> Response:
+    """What the handlers make of an error that a route's function raised."""
+    if isinstance(error, OscarError):
+        return _own(request, error)
+    return _gone(request, error) if isinstance(error, ClientDisconnect) else _bug(request, error)
 
 
 def render(error: OscarError, request: Request) -> JSONResponse:
@@ -67,6 +79,11 @@ def _routing(request: Request, error: Exception) -> JSONResponse:
     wrapped.status = error.status_code
     wrapped.code = {404: "no_such_route", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
     return render(wrapped, request)
+
+
+def _gone(_request: Request, _error: Exception) -> Response:
+    # Nobody reads it; the request log does not call it a fault of ours.
+    return Response(status_code=CLIENT_GONE)
 
 
 def _bug(request: Request, error: Exception) -> JSONResponse:
