@@ -13,11 +13,12 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
 import oscar
-from oscar.api import jobs, runs, services, storage, system
+from oscar.api import exposed, jobs, runs, services, storage, system
+from oscar.api.exposed_proxy import ExposedProxy
 from oscar.app.edge import App, Edge
 from oscar.app.front import Front, short
 from oscar.app.lifespan import lifespan
-from oscar.app.render import ERROR_SCHEMA, install
+from oscar.app.render import ERROR_SCHEMA, install, render
 from oscar.app.start import Gate, Start
 from oscar.compute.base import Compute
 from oscar.core.platform import Signals
@@ -47,12 +48,12 @@ def build(
         redirect_slashes=False,
         static_url="/docs-assets",
     )
-    for router in (services.router, runs.router, jobs.router, storage.router, system.router):
+    for router in (services.router, exposed.router, runs.router, jobs.router, storage.router, system.router):
         app.include_router(router)
     install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     front = Front(app, short(runs.router, runs.run_service), short(jobs.router, jobs.submit_job))
-    return Edge(Gate(front, begun), as_json=settings.log_json), signals.work
+    return Edge(Gate(ExposedProxy(front, app, render), begun), as_json=settings.log_json), signals.work
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

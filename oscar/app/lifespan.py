@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from oscar import telemetry
+from oscar.api.exposed_ports import NodePorts
 from oscar.app.s3 import open_blobs, open_objects, open_store
 from oscar.app.start import Start
 from oscar.auth.oidc import Oidc
-from oscar.compute.base import Compute
+from oscar.compute.base import Compute, Exposes
 from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.crew import Limits
 from oscar.compute.local.detect import Place, choose, recheck
+from oscar.compute.local.exposed import LocalExposes
 from oscar.core import services as service_rules
 from oscar.core.countries import Countries
 from oscar.core.dispatcher import Dispatcher
@@ -33,6 +35,7 @@ from oscar.model.storage import MinIOProvider
 from oscar.model.user import ADMIN, ADMIN_KEY
 from oscar.objects.embedded.store import EmbeddedStore
 from oscar.settings import Settings, kept_secret
+from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
 from oscar.state.migrate import migrate
 from oscar.state.payloads import Payloads
@@ -123,13 +126,19 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             stack.push_async_callback(compute.stop)
             await compute.start()
             log.info("engine", engine=compute.describe())
+            exposes = _exposes(opened, local) if local else None
+            if exposes is not None:
+                stack.push_async_callback(exposes.stop)
+                await exposes.start()
             oidc = Oidc.of(opened.settings)
             if oidc is not None:
                 stack.push_async_callback(oidc.close)
-            platform = _platform(opened, compute, local, oidc)
+            platform = _platform(opened, compute, local, exposes, oidc)
             records = asyncio.create_task(platform.recorder.run(), name="request records")
             stack.push_async_callback(_ended, records)
             # Before the first request: what is half-made now, nobody is making.
+            ports = asyncio.create_task(NodePorts(platform).run(), name="node ports")
+            stack.push_async_callback(_ended, ports)
             app.state.platform = platform
             start.done()
             await _dispatch(platform, alone=opened.store.is_sqlite)
@@ -163,7 +172,21 @@ async def _local(opened: Opened) -> LocalCompute:
     )
 
 
-def _platform(opened: Opened, compute: Compute, local: LocalCompute | None, oidc: Oidc | None) -> Platform:
+def _exposes(opened: Opened, local: LocalCompute) -> LocalExposes:
+    """Exposed services on the same engine."""
+    settings = opened.settings
+    return LocalExposes(
+        local.engine, settings.data, drain=settings.exposed_drain, attachments=local.attachments
+    )
+
+
+def _platform(
+    opened: Opened,
+    compute: Compute,
+    local: LocalCompute | None,
+    exposes: Exposes | None,
+    oidc: Oidc | None,
+) -> Platform:
     settings, store = opened.settings, opened.store
     return Platform(
         settings=settings,
@@ -176,6 +199,8 @@ def _platform(opened: Opened, compute: Compute, local: LocalCompute | None, oidc
         buckets=opened.objects,
         compute=compute,
         invokes=local,
+        exposures=Exposures(store),
+        exposes=exposes,
         store=MinIOProvider(
             endpoint=settings.minio_endpoint, region=settings.minio_region, verify=settings.minio_tls_verify
         ),

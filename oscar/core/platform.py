@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from oscar.auth.oidc import Oidc
 from oscar.auth.rules import Thing
-from oscar.compute.base import Compute, Invokes
+from oscar.compute.base import Compute, Exposes, Invokes
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import BucketAdmin, ObjectStore
 from oscar.settings import Settings
+from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
 from oscar.state.payloads import Payloads
 from oscar.state.services import ServiceRow, Services
@@ -27,6 +28,8 @@ class Signals:
         """Start with work to look for."""
         self.work = asyncio.Event()
         self.work.set()
+        self.exposed = asyncio.Event()
+        """An exposed service has come, changed or gone."""
         self._ended: dict[str, set[asyncio.Event]] = {}
 
     def watch(self, job_id: str) -> asyncio.Event:
@@ -75,6 +78,9 @@ class Platform:
     buckets: BucketAdmin
     compute: Compute
     invokes: Invokes | None
+    exposures: Exposures
+    exposes: Exposes | None
+    """The engine's ability to keep servers running."""
     store: MinIOProvider
     """The platform's own store as clients reach it; keys blank."""
     url: str

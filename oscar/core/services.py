@@ -15,6 +15,7 @@ from typing import Any
 
 from oscar import telemetry
 from oscar.auth.rules import Action, Thing, may, require_user
+from oscar.core import deployments
 from oscar.core.platform import Known, Platform
 from oscar.errors import AlreadyExists, BadRequest, BucketNotEmpty, Forbidden, OscarError, ServiceNotFound
 from oscar.model.object import Bucket, Visibility
@@ -50,6 +51,7 @@ async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
         name=service.name, owner=service.owner, token=service.token, **_stored(service), buckets=uses
     )
     await p.compute.apply(service)
+    await _expose(p, service)
     log.info("service created", service=service.name, owner=service.owner)
     return warnings
 
@@ -72,6 +74,7 @@ async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     for name in dropped:
         await _make_private(p, name)
     await p.compute.apply(service)
+    await _expose(p, service)
     log.info("service updated", service=service.name, owner=service.owner)
     return warnings
 
@@ -110,6 +113,7 @@ async def delete(
     free = await p.services.delete(known.row.id)
     p.signals.work.set()
     await p.compute.remove(known.row.owner, name)
+    await deployments.remove(p, known.row.owner, name)
     for use in free:
         if use.created and use.bucket != kept:
             try:
@@ -172,14 +176,23 @@ def _parse(row: ServiceRow) -> Known:
 
 async def apply_all(p: Platform) -> None:
     """Have the engine make what services need before their first call; at start."""
+    found = []
     for row in await p.services.rows():
         full = await p.services.by_id(row.id)
         if full is None:
             continue
+        found.append(parsed(p, full))
         try:
-            await p.compute.apply(parsed(p, full).service)
+            await p.compute.apply(found[-1].service)
         except OscarError as error:
             log.warning("service not prepared", service=row.name, error=error.message)
+    await deployments.apply_all(p, found)
+
+
+async def _expose(p: Platform, service: Service) -> None:
+    """Have its replicas as its definition says."""
+    for row in await p.services.get(service.name, service.owner):
+        await deployments.apply(p, parsed(p, row))
 
 
 def _warnings(data: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from oscar import telemetry
 from oscar.compute.base import Deployment, DeploymentState, Exposure, LogLine, Replica
+from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.engine import Engine
 from oscar.compute.local.exposed_fleet import Crowd, Yard
 from oscar.compute.local.exposed_replica import PREFIX, Record
@@ -31,13 +32,16 @@ _LOG_MOST, _LOG_HEAD, _LOG_TAIL = 16 * MIB, 1 * MIB, 11 * MIB
 class LocalExposes:
     """Implements `Exposes` with containers or processes of this machine."""
 
-    def __init__(self, engine: Engine, folder: Path, *, drain: float = 60.0) -> None:
+    def __init__(
+        self, engine: Engine, folder: Path, *, drain: float = 60.0, attachments: Attachments | None = None
+    ) -> None:
         """Put it together; nothing happens before `start`.
 
         Args:
             engine: runs the servers; it was probed.
             folder: the data folder; `exposed` and `exposed-logs` below it are ours.
             drain: seconds that requests under way may take when their replica is replaced.
+            attachments: volumes and mounts of services.
         """
         self._engine = engine
         self._folder = folder / "exposed"
@@ -45,7 +49,7 @@ class LocalExposes:
         self._crowds: dict[tuple[str, str], Crowd] = {}
         self._log = telemetry.get("exposed")
         logs = Logs(folder / "exposed-logs", most=_LOG_MOST, head=_LOG_HEAD, tail=_LOG_TAIL)
-        self._yard = Yard(engine, self._folder, logs, drain, set(), self._spawn)
+        self._yard = Yard(engine, self._folder, logs, drain, attachments, set(), self._spawn)
 
     # Its own life.
 

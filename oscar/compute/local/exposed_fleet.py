@@ -16,12 +16,14 @@ from pathlib import Path
 from oscar import telemetry
 from oscar.compute.base import Deployment, DeploymentState, Exposure, Replica
 from oscar.compute.local import exposed_replica as replicas
+from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.engine import Engine
 from oscar.compute.local.exposed_plan import Bounds, Drain, Fleet, Member, Stage, Start
-from oscar.compute.local.exposed_replica import Kit, Record
+from oscar.compute.local.exposed_replica import Attached, Kit, Record
 from oscar.compute.local.logs import Logs
 from oscar.compute.local.workfolder import remove_folder
 from oscar.errors import OscarError
+from oscar.model.service import Service
 
 PROBE_EVERY = 5.0
 """Seconds between probes of a replica that is well."""
@@ -47,6 +49,8 @@ class Yard:
     logs: Logs
     drain: float
     """Seconds that requests under way may take when their replica goes."""
+    attachments: Attachments | None
+    """Volumes and mounts of services."""
     ports: set[int]
     """Ports of this machine that are given to replicas."""
     spawn: Callable[..., asyncio.Task[None]]
@@ -144,8 +148,8 @@ class Crowd:
         """How it does."""
         if self._kit is None:
             return Deployment(DeploymentState.UNAVAILABLE, "The server is looking for its replicas", 0)
-        state, reason = self._fleet.state()
-        active = self._fleet.active
+        state, reason = self._note_state()
+        active = 0 if self._fleet.stopped else self._fleet.active
         missing = 0 if self._fleet.stopped else max(0, self._fleet.wanted - active)
         return Deployment(state, reason, self._changed, active, missing, self._yard.engine.name)
 
@@ -210,12 +214,16 @@ class Crowd:
     async def _tell(self) -> None:
         """Let others know what has changed."""
         self._ready = tuple(life.replica for life in self._lives.values() if life.member.stage is Stage.READY)
+        self._note_state()
+        async with self._moved:
+            self._moved.notify_all()
+
+    def _note_state(self) -> tuple[DeploymentState, str]:
         state, reason = self._fleet.state()
         if state is not self._state:
             self._state, self._changed = state, replicas.now_ms()
-            log.info("exposed service", service=self.name, owner=self.owner, state=state, reason=reason)
-        async with self._moved:
-            self._moved.notify_all()
+            log.info("exposed service", service=self.name, owner=self.owner, state=state.value, reason=reason)
+        return state, reason
 
     async def _look(self, now: float) -> None:
         """Look at the load."""
@@ -269,7 +277,9 @@ class Crowd:
         log_file = self._yard.logs.path(name)
         if not found:
             assert self._kit is not None  # noqa: S101 - it was started by a definition
-            await replicas.create(engine, self._kit, life.record, self._yard.folder / name, log_file)
+            attached = await self._attach(name, self._kit.service)
+            folder = self._yard.folder / name
+            await replicas.create(engine, self._kit, life.record, folder, log_file, attached)
         end = asyncio.ensure_future(engine.exit(name))
         try:
             probing = asyncio.ensure_future(self._probe(life))
@@ -288,6 +298,11 @@ class Crowd:
         code = f" with code {ended.code}" if ended and ended.code is not None else ""
         words = await asyncio.to_thread(replicas.last_words, log_file)
         return f"the server {how}{code}" + (f": {words}" if words else "")
+
+    async def _attach(self, name: str, service: Service) -> Attached:
+        if self._yard.attachments is None:
+            return Attached()
+        return Attached(*await self._yard.attachments.attach(name, service))
 
     async def _probe(self, life: _Life) -> str:
         """Ask it again and again; ends when it has not answered too often."""
@@ -342,6 +357,8 @@ class Crowd:
         while True:
             try:
                 await self._yard.engine.remove(name)
+                if self._yard.attachments is not None:
+                    await self._yard.attachments.detach(name)
                 await remove_folder(self._yard.engine, folder)
                 break
             except (OscarError, OSError) as error:

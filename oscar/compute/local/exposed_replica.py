@@ -17,6 +17,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -138,7 +139,17 @@ def free_ports(ports: tuple[int, ...], taken: set[int]) -> dict[int, int]:
     return found
 
 
-async def create(engine: Engine, kit: Kit, record: Record, folder: Path, log: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What else it gets: the service's volume and mount, and variables that say where they are."""
+
+    mounts: tuple[Mount, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+async def create(
+    engine: Engine, kit: Kit, record: Record, folder: Path, log: Path, attached: Attached
+) -> None:
     """Write its folder and start it; silent when it was started before.
 
     Raises:
@@ -148,7 +159,7 @@ async def create(engine: Engine, kit: Kit, record: Record, folder: Path, log: Pa
         await asyncio.to_thread(_furnish, kit, record, folder, log)
     except OSError as error:
         raise EngineError(f"the replica's folder can't be made: {error.strerror}") from error
-    await engine.start(_sandbox(engine, kit, record, folder, log))
+    await engine.start(_sandbox(engine, kit, record, folder, log, attached))
 
 
 def _furnish(kit: Kit, record: Record, folder: Path, log: Path) -> None:
@@ -171,7 +182,9 @@ def _furnish(kit: Kit, record: Record, folder: Path, log: Path) -> None:
     log.touch(mode=0o600)
 
 
-def _sandbox(engine: Engine, kit: Kit, record: Record, folder: Path, log: Path) -> Sandbox:
+def _sandbox(
+    engine: Engine, kit: Kit, record: Record, folder: Path, log: Path, attached: Attached
+) -> Sandbox:
     service = kit.service
     script = f"{CONFIG}/script.sh" if engine.maps_paths else str(folder / "config/script.sh")
     own_command = service.expose.default_command or not service.script
@@ -191,8 +204,8 @@ def _sandbox(engine: Engine, kit: Kit, record: Record, folder: Path, log: Path) 
         name=record.name,
         image=service.image,
         argv=() if own_command else argv,
-        env=env,
-        mounts=mounts,
+        env={**env, **attached.variables},
+        mounts=(*mounts, *attached.mounts),
         workdir=workdir,
         log=log,
         cpu=service.cpu_millicores,
