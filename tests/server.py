@@ -90,7 +90,8 @@ class Server:
         said = json.loads(facts.read_text())
         account = (said["user"], said["password"])
         try:
-            answer = httpx2.get(f"{said['endpoint']}{path}", auth=account, timeout=START_WITHIN)
+            # Whose certificate it is, tests of TLS ask themselves.
+            answer = httpx2.get(f"{said['endpoint']}{path}", auth=account, timeout=START_WITHIN, verify=False)
         except httpx2.TransportError:
             return False
         if answer.status_code != httpx2.codes.OK:

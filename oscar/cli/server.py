@@ -63,7 +63,8 @@ def serve(
     try:
         start(settings)
     except OscarError as error:
-        words = f"{error.message}. {error.fix or ''}".replace("\n", " ").strip()
+        setting = f"{error.field}: " if error.field and error.field.isupper() else ""
+        words = f"{setting}{error.message}. {error.fix or ''}".replace("\n", " ").strip()
         typer.echo(f"{typer.style('error:', fg='red', bold=True)} {words}", err=True)
         raise typer.Exit(1) from None
 

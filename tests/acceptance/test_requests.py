@@ -69,11 +69,11 @@ def test_a_synchronous_call(watched: Server) -> None:
     before = int(time.time() * 1000)
     answer = httpx2.post(
         f"{watched.endpoint}/run/recorded",
-        content=b"hello",
+        content=b"aGVsbG8=",
         auth=(watched.user, watched.password),
         timeout=60,
     )
-    assert answer.status_code == 200
+    assert answer.status_code == 200, answer.text
     [record] = records(watched, 1, kind="sync", entrance="basic")
     assert record["service"] == "recorded"
     assert record["user"] == record["owner"] == "cluster_admin"
