@@ -9,15 +9,33 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 import structlog
 
+from oscar.serverlog import ServerLog
+
 _SECRET_NAMES = re.compile(r"password|secret|token|authorization|cookie|credential|signature", re.IGNORECASE)
 
 
-def configure(*, level: str = "INFO", json: bool = False) -> None:
-    """Write log lines to stderr: as text for people, or JSON lines."""
+class _Both:
+    """Writes to stderr, and to the log that administrators can read."""
+
+    def __init__(self, kept: ServerLog) -> None:
+        self._kept = kept
+
+    def write(self, text: str) -> int:
+        self._kept.write(text)
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def configure(*, level: str = "INFO", json: bool = False, keep: Path | None = None) -> None:
+    """Write log lines to stderr: as text for people, or JSON lines; and to the file `keep`, for `GET /system/logs`."""
+    stream: Any = _Both(ServerLog(keep)) if keep else sys.stderr
     number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     renderer: Any = (
         structlog.processors.JSONRenderer()
@@ -36,7 +54,7 @@ def configure(*, level: str = "INFO", json: bool = False) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
 

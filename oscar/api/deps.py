@@ -103,7 +103,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Error answers of a route, for the OpenAPI document; those that any route may give are added."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
-        status: {"description": _WORDS[status], "content": content} for status in sorted({*statuses, 429, 500})
+        status: {"description": _WORDS[status], "content": content}
+        for status in sorted({*statuses, 429, 500})
     }
 
 
@@ -116,6 +117,7 @@ _WORDS = {
     413: "Body Too Large",
     429: "Too Many Requests",
     500: "Internal Server Error",
+    501: "Not Enabled",
     502: "The engine or a storage provider failed",
     503: "Service Unavailable",
     504: "Timeout",

@@ -98,9 +98,11 @@ async def read_job(
     ] = None,
 ) -> dict[str, Any]:
     if wait is None:
-        return jobs.details(await jobs.find(p, caller, serviceName, jobName, owner=owner))
+        return await jobs.details(p, await jobs.find(p, caller, serviceName, jobName, owner=owner))
     seconds = jobs.seconds_of(wait)
-    return jobs.details(await jobs.wait(p, caller, serviceName, jobName, seconds=seconds, owner=owner))
+    return await jobs.details(
+        p, await jobs.wait(p, caller, serviceName, jobName, seconds=seconds, owner=owner)
+    )
 
 
 @router.post(
@@ -128,7 +130,7 @@ async def cancel_job(
     jobName: str,  # noqa: N803
     owner: Owner = None,
 ) -> dict[str, Any]:
-    return jobs.details(await jobs.cancel(p, caller, serviceName, jobName, owner=owner))
+    return await jobs.details(p, await jobs.cancel(p, caller, serviceName, jobName, owner=owner))
 
 
 @router.get(
@@ -228,4 +230,4 @@ async def _events(
             yield f"data: {part}\n"
         yield "\n"
     now = await p.jobs.get(job.id) or job
-    yield f"event: end\ndata: {json.dumps(jobs.details(now))}\n\n"
+    yield f"event: end\ndata: {json.dumps(await jobs.details(p, now))}\n\n"

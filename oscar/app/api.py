@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
 import oscar
-from oscar.api import exposed, jobs, runs, services, storage, system
+from oscar.api import exposed, federation, jobs, quotas, runs, services, storage, system, volumes
 from oscar.api.exposed_proxy import ExposedProxy
 from oscar.app.edge import App, Edge
 from oscar.app.front import Front, short
@@ -23,6 +23,7 @@ from oscar.app.start import Gate, Start
 from oscar.compute.base import Compute
 from oscar.core.platform import Signals
 from oscar.model.service import Service
+from oscar.serverlog import ServerLog
 from oscar.settings import Settings
 
 
@@ -48,12 +49,25 @@ def build(
         redirect_slashes=False,
         static_url="/docs-assets",
     )
-    for router in (services.router, exposed.router, runs.router, jobs.router, storage.router, system.router):
+    for router in (
+        services.router,
+        exposed.router,
+        runs.router,
+        jobs.router,
+        storage.router,
+        volumes.router,
+        quotas.router,
+        federation.router,
+        system.router,
+    ):
         app.include_router(router)
     install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    kept = ServerLog(settings.server_log / "requests.log")
     front = Front(app, short(runs.router, runs.run_service), short(jobs.router, jobs.submit_job))
-    return Edge(Gate(ExposedProxy(front, app, render), begun), as_json=settings.log_json), signals.work
+    return Edge(
+        Gate(ExposedProxy(front, app, render), begun), as_json=settings.log_json, keep=kept
+    ), signals.work
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from oscar.core.requests import Incoming
+from oscar.serverlog import ServerLog
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -39,10 +40,11 @@ _EXPOSED = re.compile(r"/system/services/[^/]+/exposed(/|$)")
 class Edge:
     """Middleware around the whole application."""
 
-    def __init__(self, app: App, *, as_json: bool = False) -> None:
-        """Wrap that application; `as_json` chooses the form of the request log."""
+    def __init__(self, app: App, *, as_json: bool = False, keep: ServerLog | None = None) -> None:
+        """Wrap that application; `as_json` chooses the form of the request log, which is also kept in `keep`."""
         self._app = app
         self._json = as_json
+        self._keep = keep
 
     async def __call__(
         self,
@@ -82,6 +84,8 @@ class Edge:
                 line = _json_line if self._json else _line
                 sys.stdout.write(line(scope, incoming, status, seconds))
                 sys.stdout.flush()
+                if self._keep is not None:
+                    self._keep.write(_line(scope, incoming, status, seconds))
 
 
 def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:

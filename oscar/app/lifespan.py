@@ -24,6 +24,7 @@ from oscar.compute.local.crew import Limits
 from oscar.compute.local.detect import Place, choose, recheck
 from oscar.compute.local.exposed import LocalExposes
 from oscar.core import services as service_rules
+from oscar.core import volumes
 from oscar.core.countries import Countries
 from oscar.core.dispatcher import Dispatcher
 from oscar.core.platform import Platform, Signals
@@ -35,14 +36,17 @@ from oscar.model.storage import MinIOProvider
 from oscar.model.user import ADMIN, ADMIN_KEY
 from oscar.objects.embedded.store import EmbeddedStore
 from oscar.settings import Settings, kept_secret
+from oscar.state.config import Configuration
 from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
 from oscar.state.migrate import migrate
 from oscar.state.payloads import Payloads
+from oscar.state.quotas import Quotas
 from oscar.state.requests import Requests
 from oscar.state.services import Services
 from oscar.state.store import Store
 from oscar.state.users import Users
+from oscar.state.volumes import Volumes
 
 log = telemetry.get("app")
 
@@ -137,6 +141,7 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             records = asyncio.create_task(platform.recorder.run(), name="request records")
             stack.push_async_callback(_ended, records)
             # Before the first request: what is half-made now, nobody is making.
+            await volumes.reconcile(platform)
             ports = asyncio.create_task(NodePorts(platform).run(), name="node ports")
             stack.push_async_callback(_ended, ports)
             app.state.platform = platform
@@ -162,6 +167,8 @@ async def _local(opened: Opened) -> LocalCompute:
         opened.objects,
         chosen=settings.engine == "process",
         recheck=lambda: recheck(engine, place),
+        images=settings.volume_images,
+        own_store=lambda service: _own_store(opened, service.owner),
         limits=Limits(
             queue=settings.worker_queue,
             wait=settings.worker_wait,
@@ -180,6 +187,18 @@ def _exposes(opened: Opened, local: LocalCompute) -> LocalExposes:
     )
 
 
+async def _own_store(opened: Opened, owner: str) -> MinIOProvider:
+    """The own store for a program beside this server, with the rights of a user."""
+    keys = await opened.objects.credential_of(owner)
+    return MinIOProvider(
+        endpoint=opened.settings.minio_endpoint,
+        region=opened.settings.minio_region,
+        verify=opened.settings.minio_tls_verify,
+        access_key=keys.access_key,
+        secret_key=keys.secret_key,
+    )
+
+
 def _platform(
     opened: Opened,
     compute: Compute,
@@ -192,15 +211,19 @@ def _platform(
         settings=settings,
         installation=opened.installation,
         services=Services(store),
-        jobs=Jobs(store),
+        jobs=Jobs(store, settings.quota_defaults),
         users=Users(store),
         payloads=Payloads(settings.data / "payloads"),
         objects=opened.objects,
         buckets=opened.objects,
         compute=compute,
         invokes=local,
+        volumes=Volumes(store),
+        holds=local,
         exposures=Exposures(store),
         exposes=exposes,
+        quotas=Quotas(store, settings.quota_defaults),
+        config=Configuration(store),
         store=MinIOProvider(
             endpoint=settings.minio_endpoint, region=settings.minio_region, verify=settings.minio_tls_verify
         ),

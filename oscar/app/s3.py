@@ -43,6 +43,7 @@ def open_objects(settings: Settings, store: Store) -> Objects:
     return Objects(
         store,
         functools.partial(jobs_for_object, region=settings.minio_region, country_of=countries.of),
+        quotas=settings.quota_defaults,
     )
 
 
@@ -77,7 +78,7 @@ def read_settings(parent: socket.socket) -> Settings | None:
 
 
 async def _serve(settings: Settings, listen: socket.socket, parent: socket.socket) -> None:
-    telemetry.configure(level=settings.log_level, json=settings.log_json)
+    telemetry.configure(level=settings.log_level, json=settings.log_json, keep=settings.server_log / "s3.log")
     store = open_store(settings)
     blobs = open_blobs(settings)
     parent.setblocking(False)

@@ -47,7 +47,9 @@ def serve(settings: Settings) -> None:
     """
     import uvloop
 
-    telemetry.configure(level=settings.log_level, json=settings.log_json)
+    telemetry.configure(
+        level=settings.log_level, json=settings.log_json, keep=settings.server_log / "server.log"
+    )
     web.check_tls(settings)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(settings.data):

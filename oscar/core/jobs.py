@@ -19,13 +19,13 @@ from typing import Any
 
 from oscar.auth.rules import Action
 from oscar.compute.base import LogLine
-from oscar.core import callbacks, services
+from oscar.core import callbacks, quotas, services
 from oscar.core.events import new_id
 from oscar.core.platform import Known, Platform
 from oscar.core.requests import Incoming
 from oscar.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, JobNotFound, RunNotFound
 from oscar.model.event import decode, hops, is_replication, split
-from oscar.model.job import ACTIVE, FINAL, Job, JobState, NewJob, run_name
+from oscar.model.job import ACTIVE, FINAL, ApiStatus, Job, JobState, NewJob, run_name
 from oscar.model.request import Origin
 from oscar.model.user import Caller, Entrance
 
@@ -258,7 +258,8 @@ async def page(
         after=_place(page) if page else None,
         limit=p.settings.job_listing_limit,
     )
-    answer: dict[str, Any] = {"jobs": {job.id: info(job) for job in found.jobs}}
+    held = await _held(p, known, found.jobs)
+    answer: dict[str, Any] = {"jobs": {job.id: info(job, held=held) for job in found.jobs}}
     if found.next:
         answer["next_page"] = _page_token(found.next)
     answer["remaining_jobs"] = found.remaining
@@ -286,20 +287,27 @@ def _place(token: str) -> tuple[int, str]:
     return created, job_id
 
 
-def info(job: Job) -> dict[str, Any]:
-    """A job as a list shows it: `types.JobInfo` of the API."""
+def info(job: Job, *, held: bool = False) -> dict[str, Any]:
+    """A job as a list shows it: `types.JobInfo` of the API.
+
+    Args:
+        job: the job.
+        held: jobs of its service that wait have to wait for room in their owner's quota.
+    """
     times = {"creation_time": job.created, "start_time": job.started, "finish_time": job.finished}
-    return {"status": job.api_status.value} | {
+    status = ApiStatus.SUSPENDED if held and job.state is JobState.QUEUED else job.api_status
+    return {"status": status.value} | {
         name: rfc3339(value) for name, value in times.items() if value is not None
     }
 
 
-def details(job: Job) -> dict[str, Any]:
+async def details(p: Platform, job: Job) -> dict[str, Any]:
     """A job as `GET /system/jobs/{service}/{job}` shows it."""
+    known = await services.by_id(p, job.service_id) if job.state is JobState.QUEUED else None
     return {
         "job_id": job.id,
         "service": job.service_name,
-        **info(job),
+        **info(job, held=known is not None and await _held(p, known, [job])),
         "state": job.state.value,
         "kind": job.kind,
         "attempt": job.attempt,
@@ -308,6 +316,12 @@ def details(job: Job) -> dict[str, Any]:
         "message": job.message,
         "user": job.user,
     }
+
+
+async def _held(p: Platform, known: Known, jobs: Iterable[Job]) -> bool:
+    if not any(job.state is JobState.QUEUED for job in jobs):
+        return False
+    return await quotas.holds_back(p, known.service)
 
 
 def rfc3339(milliseconds: int) -> str:

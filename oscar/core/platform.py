@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 from oscar.auth.oidc import Oidc
 from oscar.auth.rules import Thing
-from oscar.compute.base import Compute, Exposes, Invokes
+from oscar.compute.base import Compute, Exposes, HasVolumes, Invokes
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import BucketAdmin, ObjectStore
 from oscar.settings import Settings
+from oscar.state.config import Configuration
 from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
 from oscar.state.payloads import Payloads
+from oscar.state.quotas import Quotas
 from oscar.state.services import ServiceRow, Services
 from oscar.state.users import Users
+from oscar.state.volumes import Volumes
 
 
 class Signals:
@@ -78,9 +82,14 @@ class Platform:
     buckets: BucketAdmin
     compute: Compute
     invokes: Invokes | None
+    volumes: Volumes
+    holds: HasVolumes | None
+    """The engine's ability to keep volumes."""
     exposures: Exposures
     exposes: Exposes | None
     """The engine's ability to keep servers running."""
+    quotas: Quotas
+    config: Configuration
     store: MinIOProvider
     """The platform's own store as clients reach it; keys blank."""
     url: str
@@ -99,3 +108,7 @@ class Platform:
     """Made inside the event loop."""
     known: dict[str, Known] = field(default_factory=dict)
     """Parsed services by id, each as long as its generation is the stored one."""
+    started: int = field(default_factory=lambda: int(time.time() * 1000))
+    """When it was made, Unix milliseconds."""
+    things: dict[str, tuple[int, Thing]] = field(default_factory=dict)
+    """Services by id as the rules see them, each with its generation; for lists."""

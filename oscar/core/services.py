@@ -15,7 +15,7 @@ from typing import Any
 
 from oscar import telemetry
 from oscar.auth.rules import Action, Thing, may, require_user
-from oscar.core import deployments
+from oscar.core import config, deployments, quotas
 from oscar.core.platform import Known, Platform
 from oscar.errors import AlreadyExists, BadRequest, BucketNotEmpty, Forbidden, OscarError, ServiceNotFound
 from oscar.model.object import Bucket, Visibility
@@ -46,6 +46,7 @@ async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
             fix="choose another name, or update the service with PUT /system/services",
         )
     service = _settled(p, service, owner=_owner(caller, service), token=secrets.token_hex(32))
+    await _permitted(p, service)
     uses = await _ensure_buckets(p, caller, service)
     await p.services.insert(
         name=service.name, owner=service.owner, token=service.token, **_stored(service), buckets=uses
@@ -67,6 +68,7 @@ async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     known = await find(p, caller, service.name, action=Action.CHANGE, owner=service.owner or None)
     warnings = [*_warnings(data), *p.compute.check(service)]
     service = _settled(p, service, owner=known.row.owner, token=known.row.token)
+    await _permitted(p, service)
     service = with_secrets(service, known.row.secrets or {})
     uses = await _ensure_buckets(p, caller, service)
     await p.services.replace(known.row.id, token=service.token, **_stored(service), buckets=uses)
@@ -195,6 +197,12 @@ async def _expose(p: Platform, service: Service) -> None:
         await deployments.apply(p, parsed(p, row))
 
 
+async def _permitted(p: Platform, service: Service) -> None:
+    """Refuse what the installation does not allow: images, and more than the owner may ever have."""
+    await config.check_service(p, service)
+    await quotas.check_service(p, service)
+
+
 def _warnings(data: Mapping[str, Any]) -> list[str]:
     return [f"{path}: this field means nothing here and is ignored" for path in unknown_fields(data)]
 
@@ -239,6 +247,7 @@ def _stored(service: Service) -> dict[str, Any]:
         "secrets": {path: value for path, value in secrets_of(service).items() if path != "/token"},
         "inputs": [(watched.bucket, watched.folder) for watched in service.storage_inputs],
         "concurrency": service.concurrency,
+        "need": quotas.need_of(service),
     }
 
 

@@ -14,7 +14,8 @@ from oscar.auth.rules import Action, Thing, may, require_user
 from oscar.core.jobs import rfc3339
 from oscar.core.platform import Platform
 from oscar.errors import AlreadyExists, BucketNotFound, Conflict, Forbidden, InvalidField
-from oscar.model.object import Bucket, Visibility
+from oscar.model.object import Bucket, Usage, Visibility
+from oscar.model.resources import format_memory
 from oscar.model.user import Caller
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -47,7 +48,7 @@ async def create(
             owner=caller.id,
             visibility=_visibility(visibility),
             allowed_users=tuple(allowed_users),
-            tags={"owner": caller.id},
+            tags={"owner": caller.id, "from_service": "false"},
         )
     )
     if not made:
@@ -74,7 +75,8 @@ async def list_all(p: Platform, caller: Caller) -> list[dict[str, Any]]:
     """The buckets that the caller may see."""
     require_user(caller)
     buckets = [bucket for bucket in await p.buckets.buckets() if may(caller, Action.SEE, _thing(bucket))]
-    return [await _described(p, bucket) for bucket in buckets]
+    usages = await p.buckets.usages()
+    return [_described(bucket, usages.get(bucket.name, Usage(0, 0))) for bucket in buckets]
 
 
 async def read(p: Platform, caller: Caller, name: str, *, page: str | None = None) -> dict[str, Any]:
@@ -95,7 +97,7 @@ async def read(p: Platform, caller: Caller, name: str, *, page: str | None = Non
             }
         )
     answer = {
-        **await _described(p, bucket),
+        **_described(bucket, await p.buckets.usage(bucket.name)),
         "objects": objects,
         "returned_items": len(objects),
         "is_truncated": truncated,
@@ -189,17 +191,30 @@ def _visibility(text: str) -> Visibility:
         ) from None
 
 
-async def _described(p: Platform, bucket: Bucket) -> dict[str, Any]:
-    usage = await p.buckets.usage(bucket.name)
-    return {
+def _described(bucket: Bucket, usage: Usage) -> dict[str, Any]:
+    """A bucket as `utils.MinIOBucket` of the API."""
+    shown: dict[str, Any] = {
         "bucket_name": bucket.name,
         "visibility": bucket.visibility.value,
         "allowed_users": list(bucket.allowed_users),
         "owner": bucket.owner,
-        "metadata": dict(bucket.tags),
+        # The owner has a field of his own.
+        "metadata": {name: value for name, value in bucket.tags.items() if name != "owner"},
+        "attribution": _attribution(bucket),
         "storage_usage": {
-            "used_bytes": usage.size,
-            "used": f"{usage.size / 1024**2:.2f}Mi",
+            "used_bytes": usage.size + usage.pending,
+            "used": format_memory(usage.size + usage.pending),
             "objects": usage.objects,
         },
     }
+    if usage.limit is not None:
+        shown["storage_quota"] = {
+            "max": format_memory(usage.limit),
+            "max_bytes": usage.limit,
+            "source": usage.limit_source,
+        }
+    return shown
+
+
+def _attribution(bucket: Bucket) -> str:
+    return f"service:{bucket.service}" if bucket.service else "user"

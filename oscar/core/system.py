@@ -1,19 +1,29 @@
-"""What the installation is: info, configuration, status.
+"""What the installation is and how it does: info and status.
 
-Called by `api.system`; calls `core.users` for the caller's S3 keys and the engine for its words and capacity.
+Called by `api.system`; calls the engine for its words and capacity, and the machine for what is in use. Configuration
+is in `core.config`, the server's own log in `core.logs`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import platform as machine
+from pathlib import Path
 from typing import Any
 
 import oscar
-from oscar.auth.rules import require_user
-from oscar.core import users
+from oscar.auth.rules import may_administer
+from oscar.compute.base import Capacity
+from oscar.core.jobs import rfc3339
 from oscar.core.platform import Platform
-from oscar.model.job import FINAL, JobState
+from oscar.model.job import ApiStatus, JobState, api_status
+from oscar.model.node import Amount, Node, described
 from oscar.model.user import Caller
+
+MIB = 1024 * 1024
+_LITTLE_MEMORY = 100 * MIB
+"""Free bytes below which a machine is short of memory: what Kubernetes evicts at."""
 
 
 async def info(p: Platform) -> dict[str, Any]:
@@ -27,80 +37,33 @@ async def info(p: Platform) -> dict[str, Any]:
     }
 
 
-async def config(p: Platform, caller: Caller) -> dict[str, Any]:
-    """The configuration with the caller's own S3 keys, as `types.ConfigForUser` of the API."""
-    require_user(caller)
-    keys = await users.credential(p, caller)
-    capacity = await p.compute.capacity()
-    settings = p.settings
-    return {
-        "config": {
-            "name": settings.name,
-            "namespace": settings.namespace,
-            "services_namespace": settings.services_namespace,
-            "gpu_available": capacity.gpu > 0,
-            "interLink_available": False,
-            "kueue_enable": False,
-            "yunikorn_enable": False,
-            "minio_quota_enabled": False,
-            "volume_enable": False,
-            "oidc_groups": list(settings.oidc_groups),
-            "serverless_backend": "embedded",
-        },
-        "minio_provider": {
-            "endpoint": p.store.endpoint,
-            "region": p.store.region,
-            "verify": p.store.verify,
-            "access_key": keys.access_key,
-            "secret_key": keys.secret_key,
-        },
-        "allowed_image_repositories": [],
-    }
+async def status(p: Platform, caller: Caller) -> dict[str, Any]:
+    """Capacity, use, jobs and objects as `types.StatusInfo` of the API, this machine being the one node.
 
-
-async def status(p: Platform) -> dict[str, Any]:
-    """Capacity, jobs and objects as `types.StatusInfo` of the API, this machine being the one node."""
+    An administrator sees the jobs and buckets of all, others their own.
+    """
+    everybody = may_administer(caller)
     capacity = await p.compute.capacity()
-    counts = await p.jobs.counts()
-    buckets = await p.buckets.buckets()
-    usages = [await p.buckets.usage(bucket.name) for bucket in buckets]
-    node = {
-        "name": machine.node(),
-        "status": "Ready",
-        "conditions": [{"type": "Ready", "status": True}],
-        "is_interlink": False,
-        "gpu": capacity.gpu,
-        "cpu": {"capacity_cores": capacity.cpu, "usage_cores": capacity.cpu - capacity.cpu_free},
-        "memory": {"capacity_bytes": capacity.memory, "usage_bytes": capacity.memory - capacity.memory_free},
-    }
-    active = sum(
-        count for state, count in counts.items() if state not in FINAL and state is not JobState.QUEUED
-    )
+    reserve = p.settings.disk_reserve * MIB
+    node = await asyncio.to_thread(this_node, capacity, p.settings.data, reserve=reserve)
+    counts = await p.jobs.counts(None if everybody else caller.id)
+    buckets = [bucket for bucket in await p.buckets.buckets() if everybody or bucket.owner == caller.id]
+    usages = await p.buckets.usages()
     return {
-        "cluster": {
-            "nodes_count": 1,
-            "nodes": [node],
-            "metrics": {
-                "cpu": {
-                    "total_free_cores": capacity.cpu_free,
-                    "max_free_on_node_cores": capacity.cpu_free,
-                    "total_schedulable_cores": capacity.cpu,
-                    "total_schedulable_on_node_cores": capacity.cpu,
-                },
-                "memory": {
-                    "total_free_bytes": capacity.memory_free,
-                    "max_free_on_node_bytes": capacity.memory_free,
-                    "total_schedulable_bytes": capacity.memory,
-                    "max_schedulable_on_node_bytes": capacity.memory,
-                },
-                "gpu": {"total_gpu": capacity.gpu},
-            },
-        },
+        "cluster": described([node]),
         "oscar": {
             "deployment_name": p.settings.name,
             "ready": True,
+            "deployment": {
+                "replicas": 1,
+                "ready_replicas": 1,
+                "available_replicas": 1,
+                "creation_timestamp": rfc3339(p.started),
+                "strategy": "Recreate",
+                "labels": {"app": p.settings.name},
+            },
             "jobs_count": sum(counts.values()),
-            "pods": {"total": active, "states": {state.value: count for state, count in counts.items()}},
+            "pods": {"total": sum(counts.values()), "states": by_status(counts)},
             "oidc": {
                 "enabled": p.settings.oidc_enable,
                 "issuers": list(p.settings.oidc_issuers),
@@ -109,6 +72,55 @@ async def status(p: Platform) -> dict[str, Any]:
         },
         "minio": {
             "buckets_count": len(buckets),
-            "total_objects": sum(usage.objects for usage in usages),
+            "total_objects": sum(usages[bucket.name].objects for bucket in buckets if bucket.name in usages),
         },
     }
+
+
+def by_status(counts: dict[JobState, int]) -> dict[str, int]:
+    """Jobs by the API's words for their states."""
+    words = dict.fromkeys((status.value for status in ApiStatus), 0)
+    for state, count in counts.items():
+        words[api_status(state).value] += count
+    return words
+
+
+def this_node(capacity: Capacity, data: Path, *, reserve: int, proc: Path = Path("/proc")) -> Node:
+    """This machine as a node. Blocks for a moment.
+
+    Args:
+        capacity: what the engine has, and what runs have not taken of it.
+        data: the data folder, whose disk counts.
+        reserve: bytes of it that are kept free.
+        proc: where the kernel tells what is in use.
+    """
+    free = _free_memory(proc)
+    disk = os.statvfs(data)
+    # The engine may have less than the machine: of the machine's use that is what can be in use of it.
+    used = max(0, _total_memory(proc) - free)
+    load = int(float((proc / "loadavg").read_text().split()[0]) * 1000)
+    return Node(
+        name=machine.node(),
+        cpu=Amount(capacity.cpu, capacity.cpu - capacity.cpu_free, min(load, capacity.cpu)),
+        memory=Amount(capacity.memory, capacity.memory - capacity.memory_free, min(used, capacity.memory)),
+        gpu=capacity.gpu,
+        conditions={
+            "MemoryPressure": free < _LITTLE_MEMORY,
+            "DiskPressure": disk.f_bavail * disk.f_frsize <= reserve,
+        },
+    )
+
+
+def _free_memory(proc: Path) -> int:
+    return _of_memory(proc, "MemAvailable:")
+
+
+def _total_memory(proc: Path) -> int:
+    return _of_memory(proc, "MemTotal:")
+
+
+def _of_memory(proc: Path, name: str) -> int:
+    for row in (proc / "meminfo").read_text().splitlines():
+        if row.startswith(name):
+            return int(row.split()[1]) * 1024
+    return 0

@@ -425,9 +425,11 @@ class Jobs:
         query = sa.select(sa.func.min(jobs.c.next_try) - now_ms()).where(_queued())
         return await self._store.read(lambda connection: connection.execute(query).scalar())
 
-    async def counts(self) -> dict[JobState, int]:
-        """How many jobs there are in each state."""
+    async def counts(self, user: str | None = None) -> dict[JobState, int]:
+        """How many jobs there are in each state, of all users or of one."""
         query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
+        if user is not None:
+            query = query.where(jobs.c.user == user)
         rows = await self._store.read(lambda connection: connection.execute(query).all())
         return {JobState(state): count for state, count in rows}
 

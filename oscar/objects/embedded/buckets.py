@@ -90,7 +90,9 @@ async def create_bucket(site: Site, request: Request) -> Answer:
         raise fault(
             "AccessDenied", "Buckets are created by the platform: POST /system/buckets, or by a service."
         )
-    bucket = Bucket(request.bucket, request.credential.user, created=site.now_ms())
+    owner = request.credential.user
+    tags = {"owner": owner, "from_service": "false"}
+    bucket = Bucket(request.bucket, owner, created=site.now_ms(), tags=tags)
     if there is not None or not await site.index.create_bucket(bucket):
         raise fault("BucketAlreadyExists", BucketName=request.bucket)
     return Answer(headers={"location": f"/{request.bucket}"})
