@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 
-from oscar.compute.base import Answer, Capacity, LogLine, Phase, Run, RunState
-from oscar.errors import BadRequest, ImageError, InvocationTimeout, OscarError, RunNotFound
+from oscar.compute.base import Answer, Capacity, LogLine, Phase, Run, RunState, trouble_of
+from oscar.errors import ImageError, InvocationTimeout, OscarError, RunNotFound
 from oscar.model.job import Trouble
 from oscar.model.object import Producer
 from oscar.model.service import Service
@@ -118,8 +118,7 @@ class World:
         except _Lost:
             trouble, message = Trouble.LOST, "nobody knows how the script ended"
         except OscarError as error:
-            trouble = Trouble.REFUSED if isinstance(error, BadRequest) else Trouble.OUR
-            message = error.message
+            trouble, message = trouble_of(error), error.message
         finished = int(time.time() * 1000)
         done = replace(life.state, phase=Phase.DONE, trouble=trouble, message=message, finished=finished)
         self.change(life, replace(done, exit_code=code))

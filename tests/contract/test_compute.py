@@ -262,7 +262,7 @@ def test_the_tail_of_a_log(machine: Machine) -> None:
     live(machine, scenario)
 
 
-def test_input_that_can_not_be_read_is_our_trouble_and_bad_input_is_refused(machine: Machine) -> None:
+def test_input_that_is_not_there_and_bad_input_are_refused_at_once(machine: Machine) -> None:
     record = b"""{"Records": [{"eventSource": "minio:s3", "eventName": "ObjectCreated:Put",
         "s3": {"bucket": {"name": "%s"}, "object": {"key": "%s"}}}]}"""
     source = [{"storage_provider": "minio.default", "path": f"{BUCKET}/in"}]
@@ -272,7 +272,7 @@ def test_input_that_can_not_be_read_is_our_trouble_and_bad_input_is_refused(mach
         gone = server.order(script, record % (BUCKET.encode(), b"in/gone.txt"), input=source)
         await server.compute.submit(gone)
         end = await server.done(gone.name)
-        assert end.trouble is Trouble.OUR
+        assert end.trouble is Trouble.REFUSED
         assert "in/gone.txt" in (end.message or "")
         assert end.started is None
         foreign = server.order(script, record % (b"other", b"in/x.txt"), input=source)

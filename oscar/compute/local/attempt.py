@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 import yaml
 
 from oscar import telemetry
-from oscar.compute.base import Phase, Run, RunState
+from oscar.compute.base import Phase, Run, RunState, trouble_of
 from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.engine import Engine, Exit, Mount, Sandbox
 from oscar.compute.local.logs import Logs
 from oscar.compute.local.records import Asked, RunFolder, Started, boot_id
-from oscar.errors import BadRequest, EngineError, OscarError, QuotaExceeded
+from oscar.errors import EngineError, OscarError
 from oscar.model.job import Trouble
 from oscar.model.object import Producer
 from oscar.model.resources import format_memory
@@ -131,7 +131,7 @@ class Attempt:
         except _Cancelled:
             end = _End(Trouble.CANCELLED, "cancelled")
         except OscarError as error:
-            end = _End(_trouble_of(error), error.message)
+            end = _End(trouble_of(error), error.message)
         except OSError as error:
             end = _End(Trouble.OUR, f"{error.strerror}: {error.filename}")
         except Exception as error:
@@ -275,7 +275,7 @@ class Attempt:
                 await self._engine.own(self.place.work)
                 await stage_out(planned, self.place.work, self._around.providers(run), self._say, producer)
             except OscarError as error:
-                if pause is None or isinstance(error, BadRequest | QuotaExceeded):
+                if pause is None or trouble_of(error) is not Trouble.OUR:
                     raise
                 self._say(f"storing the results failed, again in {pause:.0f} s: {error.message}")
                 await asyncio.sleep(pause)
@@ -385,13 +385,6 @@ def _config(run: Run, payload: bytes) -> dict[str, bytes]:
     if run.service.script:
         files["script.sh"] = run.service.script.encode("utf-8", "surrogateescape")
     return files
-
-
-def _trouble_of(error: OscarError) -> Trouble:
-    """Whether a retry can help."""
-    if isinstance(error, QuotaExceeded):
-        return Trouble.QUOTA
-    return Trouble.REFUSED if isinstance(error, BadRequest) else Trouble.OUR
 
 
 def _judge(ended: Exit, killed: Trouble | None, asked: Asked) -> _End:
