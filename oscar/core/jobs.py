@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from oscar.auth.rules import Action
+from oscar.auth.rules import Action, may_run, require_user, runs_of
 from oscar.compute.base import LogLine
 from oscar.core import callbacks, quotas, services
 from oscar.core.events import new_id
@@ -27,7 +27,7 @@ from oscar.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, JobNotFo
 from oscar.model.event import decode, hops, is_replication, split
 from oscar.model.job import ACTIVE, FINAL, ApiStatus, Job, JobState, NewJob, run_name
 from oscar.model.request import Origin
-from oscar.model.user import Caller, Entrance
+from oscar.model.user import Caller
 
 INLINE_PAYLOAD = 64 * 1024
 """Bytes of a body that still go into the job's row."""
@@ -81,6 +81,7 @@ async def accept(
             f"(now {p.settings.max_body})",
         )
     event = decode(body) if len(body) <= _LARGE else await asyncio.to_thread(decode, body)
+    services.check_private(caller, known.service, event)
     if callback:
         await callbacks.check(p.settings, callback)
     parts = [part for part in split(event) if not all(is_replication(record) for record in part.records)]
@@ -150,7 +151,7 @@ async def _remove_payloads(p: Platform, jobs: Iterable[NewJob | Job]) -> None:
 
 
 async def find(p: Platform, caller: Caller, name: str, job_id: str, *, owner: str | None = None) -> Job:
-    """A job of a service, for who may see it: who caused it, the service's owner, the administrator, its token.
+    """A job of a service, for who may see it: who caused it, or an administrator; see `auth.rules`.
 
     Raises:
         ServiceNotFound, JobNotFound.
@@ -161,19 +162,15 @@ async def find(p: Platform, caller: Caller, name: str, job_id: str, *, owner: st
 async def _find(p: Platform, caller: Caller, name: str, job_id: str, owner: str | None) -> tuple[Known, Job]:
     known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
     job = await p.jobs.get(job_id)
-    if job is None or job.service_id != known.row.id or not _sees(caller, known, job):
+    if (
+        job is None
+        or job.service_id != known.row.id
+        or not may_run(caller, Action.SEE, service=known.thing, user=job.user)
+    ):
         raise JobNotFound(
             f'The service "{name}" has no job "{job_id}", or you may not see it', field="jobName"
         )
     return known, job
-
-
-def _sees(caller: Caller, known: Known, job: Job) -> bool:
-    return caller.entrance is Entrance.TOKEN or _sees_all(caller, known) or job.user == caller.id
-
-
-def _sees_all(caller: Caller, known: Known) -> bool:
-    return caller.admin or (caller.entrance is not Entrance.TOKEN and caller.id == known.row.owner)
 
 
 async def wait(
@@ -251,10 +248,9 @@ async def page(
 ) -> dict[str, Any]:
     """A page of a service's jobs in the shape of the API: `jobs`, `next_page`, `remaining_jobs`."""
     known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
-    everything = caller.entrance is Entrance.TOKEN or _sees_all(caller, known)
     found = await p.jobs.page(
         known.row.id,
-        user=None if everything else caller.id,
+        user=runs_of(caller),
         after=_place(page) if page else None,
         limit=p.settings.job_listing_limit,
     )
@@ -337,19 +333,21 @@ async def delete(p: Platform, caller: Caller, name: str, job_id: str, *, owner: 
         JobNotFound; Forbidden: it is somebody else's.
     """
     known, job = await _find(p, caller, name, job_id, owner)
-    if not (_sees_all(caller, known) or (job.user == caller.id and caller.entrance is not Entrance.TOKEN)):
-        raise Forbidden("Only who caused a job, the service's owner or an administrator may delete it")
+    if not may_run(caller, Action.CHANGE, service=known.thing, user=job.user):
+        raise Forbidden("Only who caused a job or an administrator may delete it")
     await remove(p, [await _end(p, job)])
 
 
 async def delete_all(
     p: Platform, caller: Caller, name: str, *, everything: bool, owner: str | None = None
 ) -> None:
-    """Remove the succeeded jobs of a service, or with `everything` all, active ones being cancelled."""
+    """Remove the caller's succeeded jobs of a service, or with `everything` all his, active ones being cancelled.
+
+    An administrator removes everybody's.
+    """
     known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
-    if caller.entrance is Entrance.TOKEN:
-        raise Forbidden("A service token can't delete jobs")
-    user = None if _sees_all(caller, known) else caller.id
+    require_user(caller)
+    user = runs_of(caller)
     if everything:
         for job_id in await p.jobs.ids(known.row.id, states=[JobState.QUEUED, *ACTIVE], user=user):
             job = await p.jobs.get(job_id)

@@ -112,3 +112,5 @@ class Platform:
     """When it was made, Unix milliseconds."""
     things: dict[str, tuple[int, Thing]] = field(default_factory=dict)
     """Services by id as the rules see them, each with its generation; for lists."""
+    things: dict[str, tuple[int, Thing]] = field(default_factory=dict)
+    """Services by id as the rules see them, each with its generation; for lists."""

@@ -13,6 +13,7 @@ from oscar.core import services
 from oscar.core.platform import Platform
 from oscar.core.requests import Incoming
 from oscar.errors import BodyTooLarge, Unsupported
+from oscar.model.event import decode
 from oscar.model.request import RequestKind
 from oscar.model.user import Caller
 
@@ -26,16 +27,18 @@ async def invoke(
         ServiceNotFound (404), Forbidden (403), BadRequest (400), BodyTooLarge (413), TooManyRequests (429),
         Unavailable (503), InvocationTimeout (504), EngineError (502).
     """
-    if p.invokes is None:
-        raise Unsupported("This engine has no synchronous calls", fix="use POST /job instead")
     known = await services.find(p, caller, name, action=Action.CALL, owner=owner)
     incoming.of(RequestKind.SYNC, known.row)
+    if p.invokes is None:
+        raise Unsupported("This engine has no synchronous calls", fix="use POST /job instead")
     if len(body) > p.settings.body_limit:
         raise BodyTooLarge(
             f"The body has {len(body)} bytes, the limit is {p.settings.body_limit}",
             field="body",
             fix="upload it to a bucket and send its event, or raise OSCAR_MAX_BODY_MB",
         )
+    if known.service.isolation_level == "USER":
+        services.check_private(caller, known.service, decode(body))
     timeout = float(p.settings.read_timeout)
     own = known.service.timeout_seconds
     run_id = uuid.uuid4().hex

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oscar import telemetry
-from oscar.auth.rules import Action, Thing, may, require_user
+from oscar.auth.rules import Action, Thing, choose_vo, may, may_administer, require_user
 from oscar.core import config, deployments, quotas
 from oscar.core.platform import Known, Platform
 from oscar.errors import AlreadyExists, BadRequest, BucketNotEmpty, Forbidden, OscarError, ServiceNotFound
+from oscar.model.event import Event
 from oscar.model.object import Bucket, Visibility
 from oscar.model.secrets import HIDDEN, secrets_of, with_secrets, without_secrets
 from oscar.model.service import Service, definition, parse_service, unknown_fields, with_own_store
@@ -27,6 +28,7 @@ from oscar.state.services import BucketUse, ServiceRow
 log = telemetry.get("services")
 
 _KEPT = 1024
+_KEPT_THINGS = 16 * 1024
 
 
 async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[str]:
@@ -37,6 +39,7 @@ async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     """
     require_user(caller)
     service = parse_service(data)
+    service = service.model_copy(update={"vo": choose_vo(caller, service.vo, p.settings.oidc_groups)})
     warnings = [*_warnings(data), *p.compute.check(service)]
     if await p.services.get(service.name, _owner(caller, service)):
         # Asked before buckets are made, so that a refused request leaves nothing behind; `insert` decides.
@@ -66,6 +69,8 @@ async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     require_user(caller)
     service = parse_service(data)
     known = await find(p, caller, service.name, action=Action.CHANGE, owner=service.owner or None)
+    vo = choose_vo(caller, service.vo, p.settings.oidc_groups, before=known.service.vo)
+    service = service.model_copy(update={"vo": vo})
     warnings = [*_warnings(data), *p.compute.check(service)]
     service = _settled(p, service, owner=known.row.owner, token=known.row.token)
     await _permitted(p, service)
@@ -82,10 +87,10 @@ async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
 
 
 async def read(p: Platform, caller: Caller, name: str, *, owner: str | None = None) -> str:
-    """The service as JSON text, its token with it, secrets left out."""
+    """The service as JSON text, secrets left out; its token only for who may change it."""
     require_user(caller)
     known = await find(p, caller, name, action=Action.SEE, owner=owner)
-    return _with_token(known.row)
+    return _shown(caller, known.row)
 
 
 async def list_all(p: Platform, caller: Caller) -> str:
@@ -93,8 +98,8 @@ async def list_all(p: Platform, caller: Caller) -> str:
     require_user(caller)
     rows = await p.services.rows()
     if not caller.admin:
-        rows = [row for row in rows if may(caller, Action.SEE, _thing(row))]
-    return "[" + ",".join(_with_token(row) for row in rows) + "]"
+        rows = [row for row in rows if may(caller, Action.SEE, _thing(p, row))]
+    return "[" + ",".join(_shown(caller, row) for row in rows) + "]"
 
 
 async def delete(
@@ -119,7 +124,9 @@ async def delete(
     for use in free:
         if use.created and use.bucket != kept:
             try:
-                await p.buckets.delete_bucket(use.bucket, force=data)
+                await p.buckets.delete_bucket(
+                    use.bucket, force=data and await _is_of(p, use.bucket, known.row.owner)
+                )
             except BucketNotEmpty:
                 await _make_private(p, use.bucket)
                 log.info("bucket kept with its data", bucket=use.bucket, service=name)
@@ -222,20 +229,38 @@ def _settled(p: Platform, service: Service, *, owner: str, token: str) -> Servic
     allowed = list(service.allowed_users)
     if service.isolation_level == "USER" and owner != ADMIN and owner not in allowed:
         allowed.append(owner)
-    private = _private_buckets(service, allowed) if service.isolation_level == "USER" else []
+    private = sorted(_private_buckets(service, allowed)) if service.isolation_level == "USER" else []
     return service.model_copy(
         update={"owner": owner, "token": token, "bucket_list": private, "allowed_users": allowed}
     )
 
 
-def _private_buckets(service: Service, users: list[str]) -> list[str]:
+def _private_buckets(service: Service, users: Sequence[str]) -> dict[str, str]:
+    """The private bucket of each user for each input bucket, with the user whose it is."""
     # A readable prefix and a hash of the whole id: ids that begin alike don't share a bucket.
-    names = []
-    for bucket in {watched.bucket for watched in service.storage_inputs}:
-        for user in users:
-            digest = hashlib.sha256(user.encode()).hexdigest()[:10]
-            names.append(f"{bucket[:52]}-{digest}")
-    return sorted(names)
+    inputs = {place.bucket for place in service.input if service.is_own_store(place)}
+    return {
+        f"{bucket[:52]}-{hashlib.sha256(user.encode()).hexdigest()[:10]}": user
+        for bucket in inputs
+        for user in users
+    }
+
+
+def check_private(caller: Caller, service: Service, event: Event) -> None:
+    """Refuse an event, written by a caller, that names the private bucket of another user.
+
+    Raises:
+        Forbidden: it does.
+    """
+    if service.isolation_level != "USER" or may_administer(caller):
+        return
+    users = _private_buckets(service, service.allowed_users)
+    for index, record in enumerate(event.records):
+        if users.get(record.bucket, caller.id) != caller.id:
+            raise Forbidden(
+                f'The bucket "{record.bucket}" is private to another user',
+                field=f"Records[{index}].s3.bucket.name",
+            )
 
 
 def _stored(service: Service) -> dict[str, Any]:
@@ -251,47 +276,97 @@ def _stored(service: Service) -> dict[str, Any]:
     }
 
 
-def _with_token(row: ServiceRow) -> str:
-    return f'{row.definition[:-1]},"token":"{row.token}"}}'
+def _shown(caller: Caller, row: ServiceRow) -> str:
+    # A token acts for the service's owner: whoever else may call the service does so as himself.
+    has_token = caller.admin or may(caller, Action.CHANGE, Thing(row.owner))
+    return f'{row.definition[:-1]},"token":"{row.token if has_token else ""}"}}'
 
 
-def _thing(row: ServiceRow) -> Thing:
-    fields = json.loads(row.definition)
-    return Thing(row.owner, Visibility(fields["visibility"]), fields.get("allowed_users", ()), row.id)
+def _thing(p: Platform, row: ServiceRow) -> Thing:
+    # As with `parsed`: a list of a thousand services would be parsed anew for every user who asks.
+    known = p.things.get(row.id)
+    if known is None or known[0] != row.generation:
+        if len(p.things) >= _KEPT_THINGS:
+            p.things.clear()
+        fields = json.loads(row.definition)
+        allowed = frozenset(fields.get("allowed_users", ()))
+        known = row.generation, Thing(row.owner, Visibility(fields["visibility"]), allowed, row.id)
+        p.things[row.id] = known
+    return known[1]
 
 
 async def _ensure_buckets(p: Platform, caller: Caller, service: Service) -> list[BucketUse]:
-    """Have the service's buckets: existing ones must be its owner's, absent ones are created."""
-    shared, private = service.buckets(), list(service.bucket_list)
-    for name in shared:
-        present = await p.buckets.bucket(name)
-        if present and not may(caller, Action.CHANGE, Thing(present.owner)):
-            raise Forbidden(
-                f'The bucket "{name}" belongs to somebody else', field="input", fix="use a bucket of your own"
-            )
-    uses = []
-    for name in [*shared, *private]:
-        owner, visibility, allowed = service.owner, service.visibility, tuple(service.allowed_users)
-        if name in private:
-            visibility, allowed = Visibility.PRIVATE, ()
-        created = await p.buckets.create_bucket(
-            Bucket(
-                name=name,
-                owner=owner,
-                visibility=visibility,
-                allowed_users=allowed,
-                service=service.name,
-                tags={"owner": owner, "from_service": service.name},
-            )
-        )
-        if not created and name in shared:
-            present = await p.buckets.bucket(name)
-            if present and present.service == service.name:
-                await p.buckets.update_bucket(name, visibility=visibility, allowed_users=allowed)
-        uses.append(BucketUse(name, created))
+    """Have all of the service's buckets, or leave none behind that was made for it. Raises as `_make_buckets`."""
+    uses: list[BucketUse] = []
+    try:
+        await _make_buckets(p, caller, service, uses)
+    except OscarError:
+        for use in uses:
+            if use.created:
+                # One that somebody writes to already stays.
+                with contextlib.suppress(BucketNotEmpty):
+                    await p.buckets.delete_bucket(use.bucket)
+        raise
     return uses
+
+
+async def _make_buckets(p: Platform, caller: Caller, service: Service, uses: list[BucketUse]) -> None:
+    """Have the service's buckets: existing ones must be their owner's, absent ones are created.
+
+    A private bucket is its user's and nobody else's, also where the name was taken before he came.
+
+    Raises:
+        Forbidden: a bucket of that name is somebody else's.
+        QuotaExceeded: an owner may have no more buckets.
+    """
+    shared = service.buckets()
+    for name in shared:
+        _check_bucket(caller, await p.buckets.bucket(name), name, "input")
+    tags = {"owner": service.owner, "from_service": service.name}
+    for name in shared:
+        wanted = Bucket(
+            name=name,
+            owner=service.owner,
+            visibility=service.visibility,
+            allowed_users=tuple(service.allowed_users),
+            service=service.name,
+            tags=tags,
+        )
+        created = await p.buckets.create_bucket(wanted)
+        if not created:
+            present = await p.buckets.bucket(name)
+            # Looked at again: somebody may have been quicker.
+            _check_bucket(caller, present, name, "input")
+            if present and present.service == service.name:
+                await p.buckets.update_bucket(
+                    name, visibility=wanted.visibility, allowed_users=wanted.allowed_users
+                )
+        uses.append(BucketUse(name, created))
+    users = _private_buckets(service, service.allowed_users)
+    for name in service.bucket_list:
+        owner = users[name]
+        mine = Bucket(name=name, owner=owner, service=service.name, tags=tags | {"owner": owner})
+        created = await p.buckets.create_bucket(mine)
+        if not created and ((present := await p.buckets.bucket(name)) is None or present.owner != owner):
+            raise Forbidden(
+                f'The name of a private bucket of this service, "{name}", is taken', field="isolation_level"
+            )
+        uses.append(BucketUse(name, created))
+
+
+def _check_bucket(caller: Caller, present: Bucket | None, name: str, field: str) -> None:
+    if present and not may(caller, Action.CHANGE, Thing(present.owner)):
+        raise Forbidden(
+            f'The bucket "{name}" belongs to somebody else', field=field, fix="use a bucket of your own"
+        )
 
 
 async def _make_private(p: Platform, name: str) -> None:
     if await p.buckets.bucket(name) and not await p.services.users_of_bucket(name):
         await p.buckets.update_bucket(name, visibility=Visibility.PRIVATE, allowed_users=())
+
+
+async def _is_of(p: Platform, bucket: str, owner: str) -> bool:
+    # The private bucket of another user goes with the service only when it is empty: what is in it is his.
+    present = await p.buckets.bucket(bucket)
+    return present is not None and present.owner == owner
