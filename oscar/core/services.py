@@ -7,6 +7,7 @@ is derived from it and made again by the same calls.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
