@@ -139,10 +139,10 @@ ALIKE = Same("h1", "t1")
         (ALIKE, None, None, Step("f", Act.FORGET)),
     ],
 )
-def test_merge_of_one_file(before: Same | None, here: str | None, there: str | None, step: Step | None) -> None:
-    found = merge(
-        {"f": before} if before else {}, {"f": here} if here else {}, {"f": there} if there else {}
-    )
+def test_merge_of_one_file(
+    before: Same | None, here: str | None, there: str | None, step: Step | None
+) -> None:
+    found = merge({"f": before} if before else {}, {"f": here} if here else {}, {"f": there} if there else {})
     assert found == ([step] if step else [])
 
 
