@@ -187,6 +187,7 @@ class Dav(Handler):
             )
         with self.world.lock:
             getattr(self, f"on_{self.command.lower()}")()
+        return None
 
     def on_get(self) -> None:
         found = self.world.files.get(self.where)
@@ -233,8 +234,11 @@ class Dav(Handler):
         )
         return self.answer(
             207,
-            f'<d:multistatus xmlns:d="DAV:"><d:response><d:href>{urlsplit(self.path).path}</d:href><d:propstat>'
-            f"<d:prop>{kind}</d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat></d:response></d:multistatus>".encode(),
+            (
+                f'<d:multistatus xmlns:d="DAV:"><d:response><d:href>{urlsplit(self.path).path}</d:href><d:propstat>'
+                f"<d:prop>{kind}</d:prop><d:status>HTTP/1.1 200 OK</d:status>"
+                "</d:propstat></d:response></d:multistatus>"
+            ).encode(),
         )
 
 

@@ -24,7 +24,7 @@ from oscar.core.events import new_id
 from oscar.core.platform import Known, Platform
 from oscar.core.requests import Incoming
 from oscar.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, JobNotFound, RunNotFound
-from oscar.model.event import decode, hops, is_replication, split
+from oscar.model.event import decode, hops, is_premature, split
 from oscar.model.job import ACTIVE, FINAL, ApiStatus, Job, JobState, NewJob, run_name
 from oscar.model.request import Origin
 from oscar.model.user import Caller
@@ -84,7 +84,7 @@ async def accept(
     services.check_private(caller, known.service, event)
     if callback:
         await callbacks.check(p.settings, callback)
-    parts = [part for part in split(event) if not all(is_replication(record) for record in part.records)]
+    parts = [part for part in split(event) if not all(is_premature(record) for record in part.records)]
     if event.records and not parts:
         return Accepted([])
     if not event.records:

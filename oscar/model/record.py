@@ -249,12 +249,17 @@ def is_partial(name: str) -> bool:
     return bool(_PARTIAL.fullmatch(name))
 
 
-def triggers(record: Record) -> bool:
-    """Whether a job should follow: the record is of a file that was written, not removed or read.
+def is_premature(record: Record) -> bool:
+    """Whether the record is of something still to come, of which another record will tell.
 
-    Files on their way to their name don't count; dCache reports those that we write there ourselves.
+    That is a replication under way, or a file on its way to its name: dCache reports those that we write there.
     """
-    if is_replication(record) or record.key.endswith("/") or is_partial(record.key.rpartition("/")[2]):
+    return is_replication(record) or is_partial(record.key.rpartition("/")[2])
+
+
+def triggers(record: Record) -> bool:
+    """Whether a job should follow: the record is of a file that was written, not removed or read."""
+    if is_premature(record) or record.key.endswith("/"):
         return False
     name = record.name.removeprefix("s3:")
     return not name or name.startswith(_WRITTEN)

@@ -16,7 +16,7 @@ from oscar.errors import BadRequest
 from oscar.model import event as events
 from oscar.model.event import EventKind, Source, decode
 from oscar.model.object import Object
-from oscar.model.record import can_be_stored
+from oscar.model.record import Record, can_be_stored, partial_name
 
 # As a MinIO server (2025-09) sent it for the key `in/my file+ñ.txt`, shortened.
 MINIO: dict[str, Any] = {
@@ -295,6 +295,15 @@ def test_event_keys_don_t_run_into_one_another() -> None:
     one = record_of(minio("c", bucket="a-b", sequencer="1"))
     two = record_of(minio("b-c", bucket="a", sequencer="1"))
     assert events.event_key("s", one) != events.event_key("s", two)
+
+
+def test_files_on_their_way_start_nothing() -> None:
+    name = partial_name("job-1 out/a")
+    assert name == partial_name("job-1 out/a") != partial_name("job-2 out/a")
+    for key, early in [(name, True), (f"sub/{name}", True), (f"{name}/a", False), (".oscar-1.part", False)]:
+        record = Record(Source.DCACHE, "", key)
+        assert events.is_premature(record) is early
+        assert events.triggers(record) is not early
 
 
 def test_defect_6_replication_starts_nothing_twice() -> None:

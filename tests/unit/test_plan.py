@@ -294,6 +294,33 @@ def test_events_of_amazon_s3() -> None:
     assert caught.value.field == "storage_providers.s3"
 
 
+def test_outputs_of_stores_without_buckets() -> None:
+    target = service(
+        output=[
+            {"storage_provider": "webdav.w", "path": "/store/out/"},
+            {"storage_provider": "onedata.o", "path": "out", "suffix": ["txt"]},
+            {"storage_provider": "rucio.r", "path": "out", "prefix": ["sub/"]},
+            {"storage_provider": "rucio.scoped", "path": "out"},
+        ],
+        storage_providers={
+            "webdav": {"w": {"hostname": "h"}},
+            "onedata": {"o": {"space": "my space"}},
+            "rucio": {
+                "r": {"host": "h", "account": "ada"},
+                "scoped": {"account": "ada", "scope": "user.ada"},
+            },
+        },
+    )
+    assert outputs(plan({}, target), ["sub/a.txt", "b.bin"]) == [
+        ("sub/a.txt", "webdav.w", "", "store/out/sub/a.txt"),
+        ("sub/a.txt", "onedata.o", "my space", "out/sub/a.txt"),
+        ("sub/a.txt", "rucio.r", "ada", "out/sub/a.txt"),
+        ("sub/a.txt", "rucio.scoped", "user.ada", "out/sub/a.txt"),
+        ("b.bin", "webdav.w", "", "store/out/b.bin"),
+        ("b.bin", "rucio.scoped", "user.ada", "out/b.bin"),
+    ]
+
+
 def test_events_of_other_providers() -> None:
     target = service(
         input=[
