@@ -12,6 +12,8 @@ from oscar.model.service import Service
 
 router = APIRouter(tags=["services"])
 
+Include = Annotated[str | None, Query(description="Optional expansions (for example: deployment)")]
+
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -30,15 +32,15 @@ def _json(text: str) -> Response:
     response_model=list[Service],
     responses=problems(401, 403),
 )
-async def list_services(p: P, caller: C) -> Response:
-    return _json(await services.list_all(p, caller))
+async def list_services(p: P, caller: C, include: Include = None) -> Response:
+    return _json(await services.list_all(p, caller, include=include))
 
 
 @router.post(
     "/system/services",
     summary="Create service",
     status_code=201,
-    responses=problems(400, 401, 403, 413, 507),
+    responses=problems(400, 401, 403, 409, 413, 502, 507),
     openapi_extra=_BODY,
 )
 async def create_service(p: P, caller: C, request: Request) -> Response:
@@ -68,8 +70,14 @@ def _header(warnings: list[str]) -> str:
     response_model=Service,
     responses=problems(400, 401, 403, 404),
 )
-async def read_service(p: P, caller: C, serviceName: str, owner: Owner = None) -> Response:  # noqa: N803
-    return _json(await services.read(p, caller, serviceName, owner=owner))
+async def read_service(
+    p: P,
+    caller: C,
+    serviceName: str,  # noqa: N803
+    owner: Owner = None,
+    include: Include = None,
+) -> Response:
+    return _json(await services.read(p, caller, serviceName, owner=owner, include=include))
 
 
 @router.delete(

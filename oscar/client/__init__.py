@@ -15,6 +15,7 @@ from oscar.client.records import (
     Presigned,
     Progress,
     Submitted,
+    Volume,
 )
 from oscar.client.rest import Applied, Client, Result
 from oscar.client.transfer import Storage, Stored
@@ -34,4 +35,5 @@ __all__ = [
     "Storage",
     "Stored",
     "Submitted",
+    "Volume",
 ]

@@ -120,6 +120,42 @@ class BucketContent(Bucket):
         return cls.model_validate(without_nulls(data))
 
 
+class VolumeAttachment(_Record):
+    """A service that has a volume, and where."""
+
+    service_name: str
+    mount_path: str = ""
+
+
+class VolumeCondition(_Record):
+    """How a volume does."""
+
+    phase: str = ""
+    """`Pending`, `Bound` or `Terminating`."""
+    message: str = ""
+    attachment_count: int = 0
+
+
+class Volume(_Record):
+    """A managed volume."""
+
+    name: str
+    size: str = ""
+    """A quantity, such as `1Gi`."""
+    owner_user: str = ""
+    creation_mode: str = ""
+    """`api` or `service`."""
+    created_by_service: str = ""
+    lifecycle_policy: str = ""
+    attachments: tuple[VolumeAttachment, ...] = ()
+    status: VolumeCondition = VolumeCondition()
+
+    @classmethod
+    def read(cls, data: Any) -> Volume:
+        """From the server's JSON, in which absent lists may be null."""
+        return cls.model_validate(without_nulls(data))
+
+
 class Presigned(_Record):
     """An address that allows one operation on one object until it expires, without other credentials."""
 

@@ -24,6 +24,7 @@ from oscar.client.records import (
     JobSummary,
     Presigned,
     Submitted,
+    Volume,
     without_nulls,
 )
 from oscar.client.transfer import Storage
@@ -137,6 +138,31 @@ class Client:
     async def status(self) -> dict[str, Any]:
         """Capacity and condition of the server: `types.StatusInfo`."""
         return await self._object("GET", "/system/status")
+
+    async def allow_images(self, places: Sequence[str]) -> dict[str, Any]:
+        """Set which images services may use (`docs/images.md`); none for all. For administrators.
+
+        Returns:
+            The new configuration.
+        """
+        body = {"allowed_image_repositories": list(places)}
+        return await self._object("PUT", "/system/config", json=body)
+
+    async def system_logs(
+        self, *, tail: int = 1000, everything: bool = False, page: str | None = None
+    ) -> dict[str, Any]:
+        """A page of the server's own log: `logs`, and `next_page` with earlier entries. For administrators."""
+        params: dict[str, Any] = {"tail": tail, "all": everything, **_given(page=page)}
+        return await self._object("GET", "/system/logs", params=params)
+
+    async def quota(self, user: str | None = None) -> dict[str, Any]:
+        """What a user may have and has: `types.QuotaResponse`. Others than oneself for administrators."""
+        where = path("system", "quotas", "user", user) if user else "/system/quotas/user"
+        return await self._object("GET", where)
+
+    async def set_quota(self, user: str, limits: Mapping[str, Any]) -> dict[str, Any]:
+        """Set some of a user's limits (`types.QuotaUpdateRequest`); what holds then. For administrators."""
+        return await self._object("PUT", path("system", "quotas", "user", user), json=dict(limits))
 
     async def _object(self, method: str, where: str, **options: Any) -> dict[str, Any]:
         data: dict[str, Any] = await self._json(method, where, **options)
@@ -448,6 +474,26 @@ class Client:
         body |= _given(expires_in=expires_in, content_type=content_type)
         where = path("system", "buckets", bucket, "presign")
         return Presigned.model_validate(without_nulls(await self._json("POST", where, json=body)))
+
+    # --- volumes ---
+
+    async def volumes(self) -> list[Volume]:
+        """The caller's volumes; an administrator sees everybody's."""
+        return [Volume.read(data) for data in await self._json("GET", "/system/volumes") or []]
+
+    async def volume(self, name: str, *, owner: str | None = None) -> Volume:
+        """A volume. Raises `VolumeNotFound`."""
+        where = path("system", "volumes", name)
+        return Volume.read(await self._json("GET", where, params=_given(owner=owner)))
+
+    async def create_volume(self, name: str, size: str) -> Volume:
+        """Make a volume of a size such as `1Gi`. Raises `InvalidField`, `Conflict`."""
+        return Volume.read(await self._json("POST", "/system/volumes", json={"name": name, "size": size}))
+
+    async def delete_volume(self, name: str, *, owner: str | None = None) -> None:
+        """Remove a volume with all that it holds. Raises `VolumeNotFound`, `VolumeInUse`."""
+        params = _given(owner=owner)
+        await self._wire.request("DELETE", path("system", "volumes", name), params=params)
 
     async def provider(self) -> MinIOProvider:
         """The object store's address with the caller's own keys."""

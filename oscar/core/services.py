@@ -16,9 +16,17 @@ from typing import Any
 
 from oscar import telemetry
 from oscar.auth.rules import Action, Thing, choose_vo, may, may_administer, require_user
-from oscar.core import config, deployments, quotas
+from oscar.core import config, deployments, quotas, volumes
 from oscar.core.platform import Known, Platform
-from oscar.errors import AlreadyExists, BadRequest, BucketNotEmpty, Forbidden, OscarError, ServiceNotFound
+from oscar.errors import (
+    AlreadyExists,
+    BadRequest,
+    BucketNotEmpty,
+    Forbidden,
+    InvalidField,
+    OscarError,
+    ServiceNotFound,
+)
 from oscar.model.event import Event
 from oscar.model.object import Bucket, Visibility
 from oscar.model.secrets import HIDDEN, secrets_of, with_secrets, without_secrets
@@ -36,7 +44,7 @@ async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     """Create a service; returns warnings for its author.
 
     Raises:
-        InvalidField, Unsupported, AlreadyExists (400), Forbidden (403).
+        InvalidField, Unsupported, AlreadyExists (400), Forbidden (403), Conflict (409): a volume of that name is there.
     """
     require_user(caller)
     service = parse_service(data)
@@ -51,10 +59,20 @@ async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
         )
     service = _settled(p, service, owner=_owner(caller, service), token=secrets.token_hex(32))
     await _permitted(p, service)
-    uses = await _ensure_buckets(p, caller, service)
-    await p.services.insert(
-        name=service.name, owner=service.owner, token=service.token, **_stored(service), buckets=uses
-    )
+    volume = await volumes.make_for(p, service)
+    try:
+        uses = await _ensure_buckets(p, caller, service)
+        await p.services.insert(
+            name=service.name,
+            owner=service.owner,
+            token=service.token,
+            **_stored(service),
+            buckets=uses,
+            also=volume,
+        )
+    except OscarError:
+        await volumes.unmake_for(p, service)
+        raise
     await p.compute.apply(service)
     await _expose(p, service)
     log.info("service created", service=service.name, owner=service.owner)
@@ -76,6 +94,7 @@ async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     service = _settled(p, service, owner=known.row.owner, token=known.row.token)
     await _permitted(p, service)
     service = with_secrets(service, known.row.secrets or {})
+    volumes.check_unchanged(known.service, service)
     uses = await _ensure_buckets(p, caller, service)
     await p.services.replace(known.row.id, token=service.token, **_stored(service), buckets=uses)
     dropped = set(known.service.buckets()) - set(service.buckets())
@@ -87,20 +106,30 @@ async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     return warnings
 
 
-async def read(p: Platform, caller: Caller, name: str, *, owner: str | None = None) -> str:
-    """The service as JSON text, secrets left out; its token only for who may change it."""
+async def read(
+    p: Platform, caller: Caller, name: str, *, owner: str | None = None, include: str | None = None
+) -> str:
+    """The service as JSON text, secrets left out; its token only for who may change it.
+
+    Args:
+        p: ports.
+        caller: who asks.
+        name: of the service.
+        owner: chooses between several of that name.
+        include: what else to tell, comma-separated: `deployment`.
+    """
     require_user(caller)
     known = await find(p, caller, name, action=Action.SEE, owner=owner)
-    return _shown(caller, known.row)
+    return (await _shown(p, caller, [known.row], include))[0]
 
 
-async def list_all(p: Platform, caller: Caller) -> str:
-    """All services that the caller may see, as the text of a JSON array."""
+async def list_all(p: Platform, caller: Caller, *, include: str | None = None) -> str:
+    """All services that the caller may see, as the text of a JSON array; `include` as in `read`."""
     require_user(caller)
     rows = await p.services.rows()
     if not caller.admin:
         rows = [row for row in rows if may(caller, Action.SEE, _thing(p, row))]
-    return "[" + ",".join(_shown(caller, row) for row in rows) + "]"
+    return "[" + ",".join(await _shown(p, caller, rows, include)) + "]"
 
 
 async def delete(
@@ -122,6 +151,8 @@ async def delete(
     p.signals.work.set()
     await p.compute.remove(known.row.owner, name)
     await deployments.remove(p, known.row.owner, name)
+    if known.service.volume:
+        await volumes.remove_left(p, known.row.owner)
     for use in free:
         if use.created and use.bucket != kept:
             try:
@@ -205,10 +236,19 @@ async def _expose(p: Platform, service: Service) -> None:
         await deployments.apply(p, parsed(p, row))
 
 
+def _bare(row: ServiceRow) -> Service:
+    return Service.model_validate(json.loads(row.definition))
+
+
 async def _permitted(p: Platform, service: Service) -> None:
     """Refuse what the installation does not allow: images, and more than the owner may ever have."""
     await config.check_service(p, service)
     await quotas.check_service(p, service)
+    if service.expose.nodePort:
+        rows = [
+            row for row in await p.services.rows() if (row.owner, row.name) != (service.owner, service.name)
+        ]
+        deployments.check(service, [_bare(row) for row in rows if '"nodePort":[' in row.definition])
 
 
 def _warnings(data: Mapping[str, Any]) -> list[str]:
@@ -232,7 +272,13 @@ def _settled(p: Platform, service: Service, *, owner: str, token: str) -> Servic
         allowed.append(owner)
     private = sorted(_private_buckets(service, allowed)) if service.isolation_level == "USER" else []
     return service.model_copy(
-        update={"owner": owner, "token": token, "bucket_list": private, "allowed_users": allowed}
+        update={
+            "owner": owner,
+            "token": token,
+            "bucket_list": private,
+            "allowed_users": allowed,
+            "volume_status": None,
+        }
     )
 
 
@@ -277,10 +323,25 @@ def _stored(service: Service) -> dict[str, Any]:
     }
 
 
-def _shown(caller: Caller, row: ServiceRow) -> str:
+async def _shown(
+    p: Platform, caller: Caller, rows: Sequence[ServiceRow], include: str | None = None
+) -> list[str]:
+    """The services as JSON texts, with what is not in their stored definitions."""
     # A token acts for the service's owner: whoever else may call the service does so as himself.
-    has_token = caller.admin or may(caller, Action.CHANGE, Thing(row.owner))
-    return f'{row.definition[:-1]},"token":"{row.token if has_token else ""}"}}'
+    has_tokens = [caller.admin or may(caller, Action.CHANGE, Thing(row.owner)) for row in rows]
+    with_volume = [(row.owner, row.name) for row in rows if '"volume":{' in row.definition]
+    statuses = await volumes.statuses(p, with_volume) if with_volume else {}
+    with_deployment = "deployment" in (include or "").split(",")
+    shown = []
+    for row, has_token in zip(rows, has_tokens, strict=True):
+        status = statuses.get((row.owner, row.name))
+        more = f',"volume_status":{status.model_dump_json()}' if status else ""
+        if with_deployment:
+            exposed = '"api_port":[' in row.definition and '"api_port":[]' not in row.definition
+            found = deployments.summary(await deployments.deployment(p, row, exposed=exposed))
+            more += f',"deployment":{json.dumps(found)}'
+        shown.append(f'{row.definition[:-1]},"token":"{row.token if has_token else ""}"{more}}}')
+    return shown
 
 
 def _thing(p: Platform, row: ServiceRow) -> Thing:
@@ -323,13 +384,16 @@ async def _make_buckets(p: Platform, caller: Caller, service: Service, uses: lis
     shared = service.buckets()
     for name in shared:
         _check_bucket(caller, await p.buckets.bucket(name), name, "input")
+    await _check_mount(p, service)
     tags = {"owner": service.owner, "from_service": service.name}
+    seen = {place.bucket for place in (*service.input, *service.output) if service.is_own_store(place)}
     for name in shared:
         wanted = Bucket(
             name=name,
             owner=service.owner,
-            visibility=service.visibility,
-            allowed_users=tuple(service.allowed_users),
+            # What is only mounted is the owner's alone, however many may call the service.
+            visibility=service.visibility if name in seen else Visibility.PRIVATE,
+            allowed_users=tuple(service.allowed_users) if name in seen else (),
             service=service.name,
             tags=tags,
         )
@@ -359,6 +423,33 @@ def _check_bucket(caller: Caller, present: Bucket | None, name: str, field: str)
     if present and not may(caller, Action.CHANGE, Thing(present.owner)):
         raise Forbidden(
             f'The bucket "{name}" belongs to somebody else', field=field, fix="use a bucket of your own"
+        )
+
+
+async def _check_mount(p: Platform, service: Service) -> None:
+    """A bucket that is there already can be mounted when it is private and the owner's.
+
+    Raises:
+        Forbidden: it is somebody else's.
+        InvalidField: others see it.
+    """
+    if service.mount is None or not service.is_own_store(service.mount):
+        return
+    present = await p.buckets.bucket(service.mount.bucket)
+    if present is None:
+        return
+    # The administrator's keys also open buckets of nobody.
+    if present.owner != service.owner and not (service.owner == ADMIN and not present.owner):
+        raise Forbidden(
+            f'The bucket "{present.name}" belongs to somebody else',
+            field="mount.path",
+            fix="mount a bucket of your own",
+        )
+    if present.visibility is not Visibility.PRIVATE and present.service != service.name:
+        raise InvalidField(
+            f'The bucket "{present.name}" is seen by others and can\'t be mounted',
+            field="mount.path",
+            fix="make it private first, or mount another",
         )
 
 
