@@ -38,14 +38,31 @@ class Direct:
             raise ValueError("the connection is closed")
         return self.rows_raw(driver, values)
 
-    def rows_raw(self, driver: sqlite3.Connection, values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
-        """Run it on a connection of the driver. Raises SQLAlchemy's errors."""
-        fixed = self._fixed
-        parameters = [_bound(values[name] if name in values else fixed[name]) for name in self._names]
+    def many(self, connection: sa.Connection, values: Sequence[Mapping[str, Any]]) -> None:
+        """Run it once for each of many parameters, without results. Raises SQLAlchemy's errors."""
+        if not values:
+            return
+        if connection.dialect.name != "sqlite":
+            connection.execute(self._statement, values)
+            return
+        driver = connection.connection.driver_connection
+        if driver is None:
+            raise ValueError("the connection is closed")
         try:
-            return driver.execute(self._text, parameters).fetchall()
+            driver.executemany(self._text, [self._parameters(each) for each in values])
         except sqlite3.Error as error:
             raise DBAPIError.instance(self._text, None, error, sqlite3.Error) from error
+
+    def rows_raw(self, driver: sqlite3.Connection, values: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
+        """Run it on a connection of the driver. Raises SQLAlchemy's errors."""
+        try:
+            return driver.execute(self._text, self._parameters(values)).fetchall()
+        except sqlite3.Error as error:
+            raise DBAPIError.instance(self._text, None, error, sqlite3.Error) from error
+
+    def _parameters(self, values: Mapping[str, Any]) -> list[Any]:
+        fixed = self._fixed
+        return [_bound(values[name] if name in values else fixed[name]) for name in self._names]
 
 
 def _bound(value: Any) -> Any:

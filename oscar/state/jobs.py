@@ -1,7 +1,7 @@
 """Rows of jobs: the durable queue. Accept, claim by lease, advance, settle; each verb one short transaction.
 
-Called by `core.jobs` and `core.dispatcher`; `insert_jobs` also by `state.objects`, in the transaction that makes an
-object visible. The states and what may follow which are in `model.job`. Works on SQLite and PostgreSQL alike.
+Called by `core.jobs` and `core.dispatcher`. Jobs of objects are enqueued by `state.objects`, in the transaction that
+makes the object visible. The states and what may follow which are in `model.job`. Works on SQLite and PostgreSQL alike.
 """
 
 from __future__ import annotations
@@ -12,78 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from oscar.errors import Conflict, JobNotFound
 from oscar.model.job import ACTIVE, FINAL, TRANSITIONS, Job, JobState, NewJob, Verdict
 from oscar.model.quota import RESOURCES, Defaults, Resources, Room
-from oscar.model.request import RequestKind, RequestRecord
+from oscar.state.job_rows import CALLBACK_PURPOSE, insert_jobs, to_job
 from oscar.state.quotas import rooms
-from oscar.state.requests import insert_requests
-from oscar.state.secrets import Sealer
 from oscar.state.store import Store, now_ms
 from oscar.state.tables import deliveries, jobs, services
-
-_CALLBACK = "jobs.callback"
-_ACCEPTED = 201
-
-
-def insert_jobs(connection: sa.Connection, new: Sequence[NewJob], sealer: Sealer | None = None) -> list[str]:
-    """Enqueue jobs in the caller's transaction; one whose event key is known already is left out.
-
-    Returns:
-        Ids of the jobs that were inserted.
-    """
-    if not new:
-        return []
-    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
-    rows = [
-        {
-            "id": job.id,
-            "service_id": job.service_id,
-            "service_name": job.service_name,
-            "owner": job.owner,
-            "user": job.user,
-            "kind": job.kind,
-            "state": JobState.QUEUED.value,
-            "hops": job.hops,
-            "payload": job.payload,
-            "payload_ref": job.payload_ref,
-            "event_key": job.event_key,
-            "callback_sealed": sealer.seal(job.callback.encode(), _CALLBACK)
-            if job.callback and sealer
-            else None,
-            "created": now_ms(),
-            "next_try": now_ms(),
-            "updated": now_ms(),
-        }
-        for job in new
-    ]
-    statement = dialect.insert(jobs).values(rows).on_conflict_do_nothing().returning(jobs.c.id)
-    inserted = list(connection.execute(statement).scalars())
-    _record_requests(connection, [job for job in new if job.origin and job.id in inserted])
-    return inserted
-
-
-def _record_requests(connection: sa.Connection, new: Sequence[NewJob]) -> None:
-    insert_requests(
-        connection,
-        [
-            RequestRecord(
-                time=0,
-                kind=RequestKind.ASYNC,
-                service_id=job.service_id,
-                service=job.service_name,
-                owner=job.owner,
-                user=job.user,
-                status=_ACCEPTED,
-                duration=0,
-                origin=job.origin,
-            )
-            for job in new
-            if job.origin
-        ],
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,28 +56,32 @@ class Jobs:
         """
 
         def work(connection: sa.Connection) -> list[Job]:
-            insert_jobs(connection, new, self._store.sealer)
-            keys = [job.event_key for job in new if job.event_key]
-            query = sa.select(jobs).where(
-                jobs.c.id.in_([job.id for job in new]) | jobs.c.event_key.in_(keys)
-                if keys
-                else jobs.c.id.in_([job.id for job in new])
-            )
-            rows = [self._job(row) for row in connection.execute(query)]
-            by_id = {job.id: job for job in rows}
-            by_key = {job.event_key: job for job in rows if job.event_key}
-            found = [by_id.get(job.id) or by_key.get(job.event_key or "") for job in new]
+            inserted = {job.id: job for job in insert_jobs(connection, new, self._store.sealer)}
+            known = {
+                job.event_key: job
+                for job in self._of_keys(connection, [job.event_key for job in new if job.id not in inserted])
+            }
+            found = [inserted.get(job.id) or known.get(job.event_key) for job in new]
             if any(job is None for job in found):
                 raise Conflict("A job of that id exists already")
             return [job for job in found if job is not None]
 
         return await self._store.write(work)
 
+    @staticmethod
+    def _of_keys(connection: sa.Connection, keys: Sequence[str | None]) -> list[Job]:
+        wanted = [key for key in keys if key is not None]
+        if not wanted:
+            return []
+        return [
+            to_job(row) for row in connection.execute(sa.select(jobs).where(jobs.c.event_key.in_(wanted)))
+        ]
+
     async def get(self, job_id: str) -> Job | None:
         """The job of that id."""
         query = sa.select(jobs).where(jobs.c.id == job_id)
         rows = await self._store.read(lambda connection: connection.execute(query).all())
-        return self._job(rows[0]) if rows else None
+        return to_job(rows[0]) if rows else None
 
     async def page(
         self, service_id: str, *, user: str | None, after: tuple[int, str] | None, limit: int
@@ -167,7 +107,7 @@ class Jobs:
         query = query.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(limit)
 
         def work(connection: sa.Connection) -> Page:
-            page = [self._job(row) for row in connection.execute(query)]
+            page = [to_job(row) for row in connection.execute(query)]
             total = int(connection.execute(count).scalar_one())
             more = total > len(page) and bool(page)
             return Page(page, (page[-1].created, page[-1].id) if more else None, total - len(page))
@@ -276,7 +216,7 @@ class Jobs:
         row = connection.execute(
             jobs.update().where(jobs.c.id == job_id).values(**values).returning(*jobs.c)
         ).one()
-        return self._job(row)
+        return to_job(row)
 
     async def take_over(self, owner: str, *, lease: float, everything: bool) -> list[Job]:
         """Take active jobs whose holder is gone: lease expired, or `everything` when we are the only server."""
@@ -372,16 +312,14 @@ class Jobs:
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).first()
             if row is None:
                 raise JobNotFound
-            return self._job(row)
+            return to_job(row)
 
         return await self._store.write(work)
 
     async def cancellations(self, owner: str) -> list[Job]:
         """Active jobs of that holder whose end was asked for."""
         query = sa.select(jobs).where(_active(), jobs.c.lease_owner == owner, jobs.c.cancel_requested)
-        return await self._store.read(
-            lambda connection: [self._job(row) for row in connection.execute(query)]
-        )
+        return await self._store.read(lambda connection: [to_job(row) for row in connection.execute(query)])
 
     async def delete(self, job_ids: Collection[str]) -> list[Job]:
         """Remove finished jobs; the removed ones."""
@@ -391,7 +329,7 @@ class Jobs:
             rows = connection.execute(
                 jobs.delete().where(jobs.c.id.in_(job_ids), jobs.c.state.in_(final)).returning(*jobs.c)
             ).all()
-            removed = [self._job(row) for row in rows]
+            removed = [to_job(row) for row in rows]
             connection.execute(
                 deliveries.delete().where(deliveries.c.job_id.in_([job.id for job in removed]))
             )
@@ -446,8 +384,8 @@ class Jobs:
         rows = await self._store.read(lambda connection: connection.execute(query).all())
         return [
             Callback(
-                self._job(row),
-                self._store.sealer.open(row.callback_sealed, _CALLBACK).decode(),
+                to_job(row),
+                self._store.sealer.open(row.callback_sealed, CALLBACK_PURPOSE).decode(),
                 row.callback_tries,
             )
             for row in rows
@@ -465,35 +403,6 @@ class Jobs:
             )
         )
         await self._store.write(lambda connection: connection.execute(statement))
-
-    def _job(self, row: Any) -> Job:
-        values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for it
-        return Job(
-            id=values["id"],
-            service_id=values["service_id"],
-            service_name=values["service_name"],
-            owner=values["owner"],
-            user=values["user"],
-            kind=values["kind"],
-            state=JobState(values["state"]),
-            reason=values["reason"],
-            message=values["message"],
-            attempt=values["attempt"],
-            script_failures=values["script_failures"],
-            our_failures=values["our_failures"],
-            exit_code=values["exit_code"],
-            hops=values["hops"],
-            payload=values.get("payload"),
-            payload_ref=values["payload_ref"],
-            event_key=values["event_key"],
-            cancel_requested=values["cancel_requested"],
-            lease_token=values["lease_token"],
-            created=values["created"],
-            next_try=values["next_try"],
-            started=values["started"],
-            finished=values["finished"],
-            updated=values["updated"],
-        )
 
 
 def _pairs(rows: Any) -> dict[str, int]:

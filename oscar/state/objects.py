@@ -24,7 +24,7 @@ from oscar.model.object import Bucket, Credential, Known, Listener, Listing, Obj
 from oscar.model.quota import Defaults
 from oscar.state import tables
 from oscar.state.direct import Direct
-from oscar.state.jobs import insert_jobs
+from oscar.state.job_rows import insert_jobs
 from oscar.state.object_rows import (
     SECRET_PURPOSE,
     from_bucket,

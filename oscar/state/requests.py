@@ -1,6 +1,6 @@
 """Rows of requests: written in batches or with the jobs they made, kept for months, pruned in batches.
 
-Called by `core.requests`; `insert_requests` also by `state.jobs`, in the transaction that accepts a job.
+Called by `core.requests`; `insert_requests` also by `state.job_rows`, in the transaction that accepts a job.
 """
 
 from __future__ import annotations
@@ -11,20 +11,32 @@ from typing import Any
 import sqlalchemy as sa
 
 from oscar.model.request import RequestRecord
+from oscar.state.direct import Direct
 from oscar.state.store import Store, now_ms
 from oscar.state.tables import requests
 
 
+def _insert() -> Direct:
+    values: dict[str, Any] = {
+        column.name: sa.bindparam(column.name, type_=column.type)
+        for column in requests.c
+        if column.name != "id"
+    }
+    values["time"] = sa.func.coalesce(sa.func.nullif(values["time"], 0), now_ms())
+    return Direct(sa.insert(requests).values(values))
+
+
+_INSERT = _insert()
+
+
 def insert_requests(connection: sa.Connection, records: Iterable[RequestRecord]) -> None:
     """Add records in the caller's transaction; a `time` of 0 means now."""
-    rows = [_row(record) for record in records]
-    if rows:
-        connection.execute(sa.insert(requests).values(rows))
+    _INSERT.many(connection, [_row(record) for record in records])
 
 
 def _row(record: RequestRecord) -> dict[str, Any]:
     return {
-        "time": record.time or now_ms(),
+        "time": record.time,
         "kind": record.kind.value,
         "service_id": record.service_id,
         "service": record.service,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from oscar.errors import AlreadyExists, JobNotFound, OscarError
+from oscar.errors import AlreadyExists, Conflict, JobNotFound, OscarError
 from oscar.model.job import JobState, NewJob, Verdict
 from oscar.state import tables
 from oscar.state.jobs import Jobs
@@ -264,6 +264,21 @@ def test_services_keep_secrets_sealed(store: Store, tmp_path: Path) -> None:
     if store.is_sqlite:
         for path in tmp_path.iterdir():
             assert b"planted-secret-value" not in path.read_bytes(), path
+
+
+def test_a_batch_with_known_events_gives_the_jobs_that_they_made(store: Store) -> None:
+    jobs = Jobs(store)
+
+    async def scenario() -> None:
+        [first] = await jobs.accept([new_job(1, event_key="one")])
+        again = await jobs.accept([new_job(2, event_key="two"), new_job(3, event_key="one"), new_job(4)])
+        assert [job.id for job in again] == ["job-s1-00002", first.id, "job-s1-00004"]
+        assert again[1] == first == await jobs.get(first.id)
+        assert [again[0], again[2]] == [await jobs.get("job-s1-00002"), await jobs.get("job-s1-00004")]
+        with pytest.raises(Conflict):
+            await jobs.accept([new_job(1, event_key="three")])
+
+    asyncio.run(scenario())
 
 
 def test_a_service_that_another_server_changed_is_seen_at_once(store: Store) -> None:
