@@ -104,7 +104,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
         status: {"description": _WORDS[status], "content": content}
-        for status in sorted({*statuses, 429, 500})
+        for status in sorted({*statuses, 429, 500, 503})
     }
 
 
