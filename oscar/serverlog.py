@@ -20,8 +20,9 @@ LARGEST = 2 * 1024 * 1024
 _LONGEST = 16 * 1024
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 _SECRETS = re.compile(
-    r"(?i)((?:bearer|basic)\s+|[?&;\s\"'](?:access_|refresh_|id_)?token[=:]\s*|x-amz-(?:signature|security-token|"
-    r"credential)=|(?:password|secret(?:_key)?|client_secret)[\"']?[=:]\s*[\"']?|[a-z]+://[^\s/:@]*:)"
+    r"(?i)((?:bearer|basic)\s+|(?:[a-z]+_)?token[\"']?\s*[=:]\s*[\"']?|"
+    r"x-amz-(?:signature|security-token|credential)=|"
+    r"(?:password|secret(?:_key)?|client_secret)[\"']?\s*[=:]\s*[\"']?|[a-z]+://[^\s/:@]*:)"
     r"([^\s&\"'@,;|]+)"
 )
 
