@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import posixpath
+import ssl
 import threading
 import uuid
 import zlib
@@ -489,13 +490,16 @@ class Rucio(Handler):
 def serving(kind: type[Handler], **facts: Any) -> Iterator[tuple[str, World]]:
     """A server of that kind in a thread, with facts as its class attributes; its address and its world."""
     world = facts.pop("world", None) or World()
+    tls: ssl.SSLContext | None = facts.pop("tls", None)
     handler = type(kind.__name__, (kind,), {"world": world, **facts})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", world
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", world
     finally:
         server.shutdown()
         thread.join()

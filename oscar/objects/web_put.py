@@ -8,7 +8,6 @@ h11 on one connection of its own. Source: RFC 9110, 10.1.1; dCache's user guide,
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,8 +140,6 @@ class _Exchange:
             return False
         finally:
             drain.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-                await drain
         return not answer.done()
 
     async def _listen(self) -> Answer:
@@ -168,6 +165,8 @@ class _Exchange:
     async def close(self) -> None:
         if self._answer is not None:
             self._answer.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await self._answer
+            # Not awaited by itself: its error has been told, and our own cancellation must not be mistaken for its.
+            await asyncio.wait({self._answer})
+            if not self._answer.cancelled():
+                self._answer.exception()
         self._writer.transport.abort()

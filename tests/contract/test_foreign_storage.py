@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import stamina
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from oscar.errors import BucketNotFound, Forbidden, ObjectNotFound, OscarError, StorageError
 from oscar.model.object import Producer
@@ -139,6 +144,60 @@ def test_redirects_in_a_circle_end(source: Path, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="none of HTTP") as caught:
             run(dav(url), lambda store: store.download("", "a", tmp_path / "copy"))
         assert SECRET not in str(caught.value)
+
+
+@pytest.fixture
+def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """A server's end of TLS with a certificate that nobody trusts."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    pem = serialization.Encoding.PEM
+    file.write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(pem)
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
+
+
+@pytest.mark.parametrize("content", [SMALL, BIG])
+def test_certificates_are_checked(tls: ssl.SSLContext, source: Path, tmp_path: Path, content: bytes) -> None:
+    source.write_bytes(content)
+    with serving(Dav, tls=tls) as (url, world):
+        with pytest.raises(StorageError, match="certificate verify failed"):
+            run(dav(url), lambda store: store.upload("", "a", source))
+        assert world.seen == []
+
+        async def act(store: WebDavStore) -> None:
+            await store.upload("", "a", source)
+            await store.download("", "a", tmp_path / "copy")
+
+        run(dav(url, verify=False), act)
+        assert world.files == {"/a": content}
+    assert (tmp_path / "copy").read_bytes() == content
+
+
+def test_no_credentials_in_clear(tls: ssl.SSLContext, source: Path) -> None:
+    with serving(Dav) as (clear, plain), serving(Dav, tls=tls) as (url, world):
+        world.headers = {"Location": f"{clear}/pool"}
+        world.fail("PUT", ".part", 307)
+        world.files["/a"] = BIG
+        with pytest.raises(OscarError):
+            run(dav(url, verify=False, trusted=["127.0.0.1"]), lambda store: store.upload("", "b", source))
+        assert [request.authorization for request in plain.seen] == [""]
 
 
 # --- failures in the middle ------------------------------------------------------------------------------
@@ -321,7 +380,8 @@ def test_onedata_there_and_back(
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(401, Forbidden), (409, StorageError), (507, StorageError), (500, StorageError), (CUT, StorageError)]
+    ("status", "error"),
+    [(401, Forbidden), (409, StorageError), (507, StorageError), (500, StorageError), (CUT, StorageError)],
 )  # fmt: skip
 def test_onedata_what_fails_leaves_nothing(
     oneprovider: tuple[str, World], source: Path, status: int, error: type[OscarError]
