@@ -13,9 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import yaml
+
 from oscar.errors import BadRequest
 from oscar.model.event import Event, EventKind, Record, Source, decode, matches
 from oscar.model.record import can_be_stored
+from oscar.model.secrets import without_secrets
 from oscar.model.service import RESERVED_ENVIRONMENT, WORKER_ANNOTATION, Service
 from oscar.model.storage import (
     DEFAULT_PROVIDER,
@@ -178,6 +181,12 @@ def service_environment(service: Service) -> dict[str, str]:
         "OSCAR_SERVICE_BASE_PATH": exposed,
         **({"OSCAR_SERVICE_TOKEN": service.token} if service.token else {}),
     }
+
+
+def function_config(service: Service) -> str:
+    """The text of `function_config.yaml`: the service's definition without its secrets, as OSCAR's scripts know it."""
+    shown = without_secrets(service).model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
 def outputs(plan: Plan, names: Iterable[str]) -> list[tuple[str, str, str, str]]:

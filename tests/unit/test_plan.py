@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from oscar.errors import BadRequest
 from oscar.model.event import EventKind, delegate, minio_event
 from oscar.model.object import Object
 from oscar.model.service import RESERVED_ENVIRONMENT, WORKER_ANNOTATION, Service, parse_service
-from oscar.supervisor.plan import LARGEST_EVENT, Mode, Plan, outputs, service_environment
+from oscar.supervisor.plan import LARGEST_EVENT, Mode, Plan, function_config, outputs, service_environment
 from oscar.supervisor.plan import plan as plan_
 
 JOB = "thumbs-0f8a"
@@ -431,6 +432,15 @@ def test_defect_17b_private_uploads_have_private_results_in_any_spelling(level: 
 def test_without_isolation_results_stay_in_the_shared_bucket() -> None:
     target = service(bucket_list=["photos-ada"], input=[{"path": "photos/in"}, {"path": "photos-ada/in"}])
     assert keys(target, "f", event=put("in/a", "photos-ada"))[0][2] == "photos"
+
+
+def test_scripts_see_their_services_definition_without_its_secrets() -> None:
+    target = service(token="t", environment={"variables": {"A": "é"}, "secrets": {"KEY": "planted"}})
+    text = function_config(target)
+    shown = yaml.safe_load(text)
+    assert (shown["name"], shown["environment"]["variables"]) == (target.name, {"A": "é"})
+    assert "planted" not in text
+    assert "é" in text
 
 
 DOCS = Path(__file__).parents[2] / "docs" / "scripts.md"

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from oscar import telemetry
 from oscar.compute.base import Phase, Run, RunState, trouble_of
 from oscar.compute.local.attachments import Attachments
@@ -27,8 +25,7 @@ from oscar.errors import EngineError, OscarError
 from oscar.model.job import Trouble
 from oscar.model.object import Producer
 from oscar.model.resources import format_memory
-from oscar.model.secrets import without_secrets
-from oscar.supervisor.plan import Plan, plan
+from oscar.supervisor.plan import Plan, function_config, plan
 from oscar.supervisor.providers import Providers
 from oscar.supervisor.stage import stage_in, stage_out
 
@@ -377,11 +374,7 @@ def _workdir(engine: Engine, place: RunFolder) -> str:
 
 def _config(run: Run, payload: bytes) -> dict[str, bytes]:
     """The files that the script finds in `/oscar/config`."""
-    shown = without_secrets(run.service).model_dump(mode="json", exclude_defaults=True)
-    files = {
-        "function_config.yaml": yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).encode(),
-        "event": payload,
-    }
+    files = {"function_config.yaml": function_config(run.service).encode(), "event": payload}
     if run.service.script:
         files["script.sh"] = run.service.script.encode("utf-8", "surrogateescape")
     return files

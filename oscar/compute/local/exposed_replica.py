@@ -22,15 +22,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-import yaml
-
 from oscar.compute.base import Replica
 from oscar.compute.local.engine import Engine, Mount, Sandbox
 from oscar.compute.local.records import boot_id
 from oscar.errors import EngineError
-from oscar.model.secrets import without_secrets
 from oscar.model.service import Service
-from oscar.supervisor.plan import service_environment
+from oscar.supervisor.plan import function_config, service_environment
 
 PREFIX = "x-"
 HOST = "127.0.0.1"
@@ -174,9 +171,8 @@ def _furnish(kit: Kit, record: Record, folder: Path, log: Path) -> None:
     script = config / "script.sh"
     script.write_text(kit.service.script)
     script.chmod(0o755)
-    shown = without_secrets(kit.service).model_dump(mode="json", exclude_defaults=True)
     definition = config / "function_config.yaml"
-    definition.write_text(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
+    definition.write_text(function_config(kit.service))
     definition.chmod(0o644)
     log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     log.touch(mode=0o600)

@@ -15,8 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import yaml
-
 from oscar import telemetry
 from oscar.compute.base import Answer, Run
 from oscar.compute.local.attachments import Attachments
@@ -28,10 +26,9 @@ from oscar.compute.local.worker import Reply, Worker
 from oscar.compute.local.workfolder import Kit, WorkFolder, remove_folder
 from oscar.errors import InvocationTimeout, OscarError, ServiceNotFound, StorageError, Unavailable
 from oscar.model.object import Producer
-from oscar.model.secrets import without_secrets
 from oscar.model.service import Service
 from oscar.supervisor.answer import whole_answer
-from oscar.supervisor.plan import Mode, Plan, plan, service_environment
+from oscar.supervisor.plan import Mode, Plan, function_config, plan, service_environment
 from oscar.supervisor.providers import Providers
 from oscar.supervisor.stage import stage_in, stage_out
 
@@ -63,11 +60,10 @@ def kit_of(service: Service, attachments: Attachments | None = None) -> Kit:
     )
     mounted = service.provider(service.mount.provider) if service.mount else None
     stamp = hashlib.sha256(mounted.model_dump_json().encode()).hexdigest() if mounted else ""
-    shown = without_secrets(service).model_dump(mode="json", exclude_defaults=True)
     return Kit(
         image=service.image,
         script=service.script,
-        config=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True),
+        config=function_config(service),
         env=service_environment(service),
         cpu=service.cpu_millicores,
         memory=service.memory_bytes,
