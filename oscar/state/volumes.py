@@ -38,6 +38,7 @@ class Volumes:
         """
 
         def work(connection: sa.Connection) -> None:
+            _alone(connection, volume.owner)
             if connection.execute(_row(volume.owner, volume.name)).first():
                 raise Conflict(
                     f'A volume named "{volume.name}" exists already',
@@ -81,7 +82,7 @@ class Volumes:
         """
 
         def work(connection: sa.Connection, service_id: str) -> None:
-            row = connection.execute(_row(owner, name)).first()
+            row = connection.execute(_row(owner, name).with_for_update()).first()
             if row is None or row.phase != Phase.BOUND:
                 raise InvalidField(
                     f'there is no volume "{name}" to attach',
@@ -117,6 +118,7 @@ class Volumes:
         """
 
         def work(connection: sa.Connection) -> None:
+            connection.execute(_row(owner, name).with_for_update())
             users = [
                 each.service for each in _attachments(connection, _is(owner, name)).get((owner, name), ())
             ]
@@ -148,6 +150,7 @@ class Volumes:
             chosen = chosen & (volumes.c.owner == owner)
 
         def work(connection: sa.Connection) -> list[Volume]:
+            connection.execute(sa.select(volumes.c.name).where(chosen).with_for_update())
             going = []
             for volume in _list(connection, chosen):
                 if not volume.attachments:
@@ -218,6 +221,13 @@ def _row(owner: str, name: str) -> sa.Select[Any]:
 
 def _none(_result: object) -> None:
     return None
+
+
+def _alone(connection: sa.Connection, owner: str) -> None:
+    """Let no other transaction count this owner's volumes until this one ends; SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        lock = sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(f"volumes/{owner}", 0))
+        connection.execute(sa.select(lock))
 
 
 def _to(connection: sa.Connection, owner: str, name: str, phase: Phase) -> None:

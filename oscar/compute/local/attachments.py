@@ -60,7 +60,7 @@ class Attachments:
         ]
 
     async def attach(
-        self, holder: str, service: Service, say: Say = _silent
+        self, holder: str, service: Service, say: Say = _silent, *, live: bool = False
     ) -> tuple[tuple[Mount, ...], dict[str, str]]:
         """Have volume and mount ready for a sandbox. Twice is once.
 
@@ -68,6 +68,7 @@ class Attachments:
             holder: the sandbox's name.
             service: with its secrets.
             say: told what the user should know.
+            live: the sandbox is a server: nobody will `flush` after a script.
 
         Returns:
             What to mount, and variables that say where it is inside.
@@ -85,7 +86,7 @@ class Attachments:
                 say(f"the volume {service.volume.name} is over its size: it is read-only")
             mount = Mount(folder, service.volume.mount_path, read_only=over)
             found.append(("OSCAR_VOLUME_PATH", mount))
-        mounted = await self._mounts.attach(holder, service, say)
+        mounted = await self._mounts.attach(holder, service, say, live=live)
         if mounted is not None:
             found.append(("OSCAR_MOUNT_PATH", mounted))
         mapped = self._engine.maps_paths

@@ -302,7 +302,7 @@ class Crowd:
     async def _attach(self, name: str, service: Service) -> Attached:
         if self._yard.attachments is None:
             return Attached()
-        return Attached(*await self._yard.attachments.attach(name, service))
+        return Attached(*await self._yard.attachments.attach(name, service, live=True))
 
     async def _probe(self, life: _Life) -> str:
         """Ask it again and again; ends when it has not answered too often."""

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -29,7 +30,7 @@ _ROOM = 64 * 1024 * 1024
 
 
 class Mirror:
-    """A folder of one sandbox and the part of a bucket that it shows. One call at a time.
+    """A folder of one sandbox and the part of a bucket that it shows.
 
     Args:
         place: of this mirror alone; `data` in it is what the sandbox sees.
@@ -59,6 +60,7 @@ class Mirror:
         self._say = say
         self._record = place / "alike.json"
         self._told: set[str] = set()
+        self._turn = asyncio.Lock()
 
     async def pull(self) -> None:
         """Make the folder like the bucket; what a script has changed here and was not stored yet is stored.
@@ -68,16 +70,32 @@ class Mirror:
             StorageFull: it is too large for this disk.
         """
         await asyncio.to_thread(_make_open, self.data)
-        await self._even(None)
+        async with self._turn:
+            await self._even(None)
 
-    async def push(self, producer: Producer | None = None) -> None:
-        """Make the bucket like the folder. Raises as `pull`."""
-        await self._even(producer)
+    async def push(self, producer: Producer | None = None, *, resting: float = 0.0) -> None:
+        """Make the bucket like the folder. Raises as `pull`.
 
-    async def _even(self, producer: Producer | None) -> None:
+        Args:
+            producer: the job that did the changes.
+            resting: seconds for which a file must not have changed to be looked at: a program may be writing it.
+        """
+        async with self._turn:
+            await self._even(producer, resting)
+
+    async def _even(self, producer: Producer | None, resting: float = 0.0) -> None:
         before = await asyncio.to_thread(self._remembered)
         here = await asyncio.to_thread(self._here)
         found = await self._there()
+        later: dict[str, Same] = {}
+        if resting:
+            latest = (time.time() - resting) * 1e9
+            for name in [name for name, look in here.items() if int(look.rpartition(":")[2]) > latest]:
+                # Left as it is on both sides this time.
+                del here[name]
+                found.pop(name, None)
+                if name in before:
+                    later[name] = before.pop(name)
         steps = merge(
             before, here, {name: each.etag for name, each in found.items()}, read_only=self._read_only
         )
@@ -87,7 +105,7 @@ class Mirror:
         try:
             await self._do(steps, before, producer)
         finally:
-            await asyncio.to_thread(self._remember, before)
+            await asyncio.to_thread(self._remember, before | later)
 
     async def _do(self, steps: Sequence[Step], alike: dict[str, Same], producer: Producer | None) -> None:
         pending = iter(steps)

@@ -33,6 +33,9 @@ from oscar.supervisor.plan import is_own
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 _PROBE = ".probe"
+_FOLLOW_EVERY = 10.0
+_RESTING = 2.0
+"""Seconds for which a file of a live mirror must not have changed to be stored."""
 
 Say = Callable[[str], None]
 
@@ -110,8 +113,10 @@ class Mounts:
             self._way = asyncio.create_task(self._find_way(), name="trial of FUSE")
         return await asyncio.shield(self._way)
 
-    async def attach(self, holder: str, service: Service, say: Say) -> Mount | None:
+    async def attach(self, holder: str, service: Service, say: Say, *, live: bool = False) -> Mount | None:
         """Have the service's mount for a sandbox; None when it has none. Twice is once.
+
+        With `live`, a mirror is made alike from time to time, for a server whose end nobody waits for.
 
         Raises:
             OscarError: it can't be mounted or read, with the words of who refused.
@@ -125,6 +130,8 @@ class Mounts:
             self._held[holder] = held
             try:
                 await self._make(held, holder, service, service.mount, say)
+                if live and held.mirror is not None:
+                    held.watch = asyncio.create_task(self._follow(held.mirror), name=f"mirror of {holder}")
             except BaseException:
                 await self.detach(holder)
                 raise
@@ -158,10 +165,13 @@ class Mounts:
         await held.mirror.push(producer)
 
     async def detach(self, holder: str) -> None:
-        """Unmount it; what is not flushed is lost. Silent if there is none."""
+        """Unmount it; what is not flushed is lost, except of a live mirror. Silent if there is none."""
         held = self._held.pop(holder, None)
         if held is not None:
+            followed = held.mirror if held.watch is not None else None
             await _unwatch(held)
+            if followed is not None:
+                await self._last(followed)
             await self._remove(held)
 
     def trouble(self, holder: str) -> str:
@@ -234,6 +244,21 @@ class Mounts:
             read_only=is_read_only(mount.options),
             say=say,
         )
+
+    async def _follow(self, mirror: Mirror) -> None:
+        while True:
+            await asyncio.sleep(_FOLLOW_EVERY)
+            try:
+                await mirror.push(resting=_RESTING)
+            except (OscarError, OSError) as error:
+                self._log.warning("a mirrored folder can't be made alike", reason=str(error))
+
+    async def _last(self, mirror: Mirror) -> None:
+        """What a server wrote since the last time; its sandbox has ended."""
+        try:
+            await mirror.push()
+        except (OscarError, OSError) as error:
+            self._log.warning("changes of a mirrored folder are lost", reason=str(error))
 
     async def _guard(self, holder: str, held: _Held) -> None:
         """End the sandbox when its mount dies: it would go on with a folder that is not there."""
