@@ -43,7 +43,7 @@ async def own_quotas(p: P, caller: C) -> dict[str, Any]:
     return await quotas.own(p, caller)
 
 
-@router.get("/system/quotas/user/{userId}", summary="Get user quotas", responses=problems(401, 403))
+@router.get("/system/quotas/user/{userId}", summary="Get user quotas", responses=problems(400, 401, 403))
 async def user_quotas(p: P, caller: C, userId: str) -> dict[str, Any]:  # noqa: N803
     return await quotas.read(p, caller, userId)
 

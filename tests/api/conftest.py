@@ -89,6 +89,8 @@ def application(data: Path, **more: Any) -> Iterator[Scene]:
         password=PASSWORD,
         max_body=BODY_LIMIT // 1024**2,
         worker_idle=600,
+        # A walk over all routes without credentials is many wrong log-ins.
+        login_failures=100_000,
         **more,
     )
     made, _ = build(settings)

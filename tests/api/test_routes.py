@@ -255,6 +255,43 @@ CALLS = [
         "POST /system/buckets/{bucket}/presign", 404, {"bucket": "none"}, json=LINK, code="bucket_not_found"
     ),
 ]
+USER = {"userId": "somebody"}
+FEDERATION = [f"/system/{family}/{{serviceName}}" for family in ("federation", "replicas")]
+LIST = "allowed_image_repositories"
+CALLS += [
+    # Quotas
+    Call("GET /system/quotas/user", 200, check=lambda said: said["user_id"] == "cluster_admin"),
+    Call("GET /system/quotas/user/{userId}", 200, USER, check=lambda said: said["user_id"] == "somebody"),
+    Call("PUT /system/quotas/user/{userId}", 200, USER, json={"cpu": "none"}),
+    Call("PUT /system/quotas/user/{userId}", 400, USER, json={}, code="bad_request", at="quotas"),
+    Call("PUT /system/quotas/user/{userId}", 400, USER, json={"memory": "x"}, at="memory"),
+    Call("PUT /system/quotas/user/{userId}", 413, USER, content=HUGE_DEFINITION, code="body_too_large"),
+    # Configuration and the server's log
+    Call("PUT /system/config", 200, json={LIST: []}, check=lambda said: said[LIST] == []),
+    Call("PUT /system/config", 400, json={LIST: ["a b"]}, at=f"{LIST}[0]"),
+    Call("PUT /system/config", 413, content=HUGE_DEFINITION, code="body_too_large", at="body"),
+    *(
+        call
+        for path in ("/system/logs", "/system/logs/")
+        for call in (
+            Call(f"GET {path}", 200, check=lambda said: isinstance(said["logs"], list)),
+            Call(f"GET {path}", 200, headers={"Accept": "text/plain"}, params={"timestamps": "true"}),
+            Call(f"GET {path}", 400, params={"page": "x"}, code="bad_request", at="page"),
+            Call(f"GET {path}", 400, params={"tail": "0"}, at="tail"),
+        )
+    ),
+    # Federation
+    *(Call(f"GET {path}", 200, ONE, check=lambda said: said["topology"] == "none") for path in FEDERATION),
+    *(Call(f"GET {path}", 404, NONE, code="service_not_found") for path in FEDERATION),
+    *(
+        Call(f"{method} {path}", status, names, json={}, code=code)
+        for path in FEDERATION
+        for method in ("POST", "PUT", "DELETE")
+        for status, names, code in ((501, ONE, "not_enabled"), (404, NONE, "service_not_found"))
+    ),
+]
+NOT_ENABLED = {f"{method} {path}" for path in FEDERATION for method in ("POST", "PUT", "DELETE")}
+"""Routed, and refused to everybody in this release."""
 OPEN = {"GET /health"}
 WITHOUT_INPUT = {
     *OPEN,
@@ -263,6 +300,8 @@ WITHOUT_INPUT = {
     "GET /system/config",
     "GET /system/services",
     "GET /system/buckets",
+    "GET /system/quotas/user",
+    "GET /system/quotas/user/{userId}",
 }
 """What can only be refused to who calls, which `test_without_credentials` does for all."""
 FOR_TOKENS = {
@@ -328,7 +367,7 @@ def test_every_route_has_a_good_and_a_bad_call(scene: Scene) -> None:
     routes = document(scene)
     good = {call.route for call in CALLS if call.status < 400}
     bad = {call.route for call in CALLS if call.status >= 400} | WITHOUT_INPUT
-    assert sorted(good) == sorted(routes)
+    assert sorted(good | NOT_ENABLED) == sorted(routes)
     assert sorted(bad) == sorted(routes)
 
 
@@ -359,7 +398,11 @@ def test_a_service_token_opens_only_what_it_is_for(scene: Scene) -> None:
     for route in sorted(document(scene).keys() - OPEN):
         method, template = route.split()
         path = (
-            template.format(serviceName=service, jobName=job, bucket=bucket) if "{" in template else template
+            template.format(
+                serviceName=service, jobName=job, bucket=bucket, userId="somebody", volumeName="v"
+            )
+            if "{" in template
+            else template
         )
         body = json.dumps({"bucket_name": bucket, **LINK, **SERVICE, "name": service}).encode()
         content = body if method in {"POST", "PUT"} else None
