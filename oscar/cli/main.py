@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 import oscar
-from oscar.cli import buckets, clusters, files, jobs, quotas, server, services, volumes
+from oscar.cli import archive, buckets, clusters, files, jobs, quotas, server, services, volumes
 from oscar.errors import InvocationTimeout, Misuse, OscarError, Unreachable
 
 OK, FAILED, USAGE, REFUSED, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 server.register(app)
+archive.register(app)
 services.register(app)
 jobs.register(app)
 files.register(app)
