@@ -123,7 +123,8 @@ async def auth(p: P, request: Request, serviceName: str, owner: Owner = None) ->
     admission = await exposed.check_access(p, serviceName, shown, owner=owner)
     answer = Response(status_code=200)
     caller = admission.caller
-    if caller is not None and caller.entrance is not Entrance.BASIC and shown.cookie is None:
+    shows_token = (shown.authorization or shown.token) is not None
+    if caller is not None and caller.entrance is not Entrance.BASIC and shows_token:
         value, lifetime = exposed.open_session(admission, shown)
         answer.raw_headers.append(
             (b"set-cookie", session_cookie(request.scope, serviceName, value, lifetime))

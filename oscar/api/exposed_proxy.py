@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from oscar.api import exposed_headers as rules
-from oscar.api.exposed_upstream import BadUpstream, Connection, Pool, can_repeat
+from oscar.api.exposed_upstream import PAUSES, BadUpstream, Connection, NotListening, Pool, can_repeat
 from oscar.compute.base import Replica
 from oscar.core import exposed
 from oscar.core.platform import Platform
@@ -109,13 +109,20 @@ class ExposedProxy:
             raise BadRequest(f"The method {scope['method']!r} is not passed on", field="method")
         admission = await admitted(p, scope, where)
         port = port_of(admission, where)
-        replica = await exposed.replica(p, admission.known)
-        replica.enter()
-        try:
-            exchange = Exchange(self._pool, p, scope, where, admission, replica, port)
-            await exchange.run(receive, send)
-        finally:
-            replica.leave()
+        for pause in (*PAUSES, None):
+            replica = await exposed.replica(p, admission.known)
+            replica.enter()
+            try:
+                exchange = Exchange(self._pool, p, scope, where, admission, replica, port)
+                await exchange.run(receive, send)
+            except NotListening:
+                if pause is None:
+                    raise
+            else:
+                return
+            finally:
+                replica.leave()
+            await asyncio.sleep(pause)
 
 
 def cors_of(p: Platform) -> rules.Cors:
@@ -249,7 +256,11 @@ class Exchange:
             except BadUpstream:
                 if connection.answered:
                     raise
-                connection, _ = await self._pool.take(self._address, method=self._method, fresh=True)
+                try:
+                    connection, _ = await self._pool.take(self._address, method=self._method, fresh=True)
+                except NotListening as error:
+                    # It ended with this very request, perhaps because of it: another replica is spared.
+                    raise BadUpstream("The exposed service ended before it answered") from error
                 connection.begin(self._method, target, headers)
         return connection
 

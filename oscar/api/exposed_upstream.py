@@ -37,6 +37,14 @@ class BadUpstream(OscarError):
     code = "bad_upstream"
 
 
+class NotListening(BadUpstream):
+    """Nobody listens at the replica's address: it has just ended, and nothing was sent to it."""
+
+
+PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds before a replica is chosen anew when one was `NotListening`: the engine is about to notice."""
+
+
 class Connection(asyncio.Protocol):
     """One connection to one replica; one exchange at a time."""
 
@@ -257,7 +265,8 @@ class Pool:
         """A connection, and whether it has been used before.
 
         Raises:
-            BadUpstream: nobody listens there.
+            NotListening: nobody is there.
+            BadUpstream: it can't be reached.
         """
         if not fresh:
             limit = IDLE_S if method in _SAFE else IDLE_UNSAFE_S
@@ -268,6 +277,8 @@ class Pool:
         try:
             async with asyncio.timeout(CONNECT_S):
                 _, connection = await asyncio.get_running_loop().create_connection(Connection, *address)
+        except ConnectionRefusedError as error:
+            raise NotListening("The exposed service does not listen on its port") from error
         except (OSError, TimeoutError) as error:
             raise BadUpstream(f"The exposed service can't be reached: {error or 'no answer'}") from error
         return connection, False

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 from websockets.typing import Origin, Subprotocol
 
 from oscar.api import exposed_headers as rules
-from oscar.api.exposed_upstream import BadUpstream
+from oscar.api.exposed_upstream import PAUSES, BadUpstream, NotListening
 from oscar.core import exposed
 from oscar.core.platform import Platform
 from oscar.errors import OscarError, Unavailable
@@ -44,28 +44,25 @@ async def serve(p: Platform | None, scope: Scope, receive: Receive, send: Send, 
             raise Unavailable("The engine is still being started", headers={"Retry-After": "5"})
         admission = await admitted(p, scope, where)
         port = port_of(admission, where)
-        replica = await exposed.replica(p, admission.known)
-        replica.enter()
-        try:
-            address = replica.host, replica.ports[port]
-            upstream = await _open(scope, where, admission, address)
-            async with contextlib.aclosing(_Closing(upstream)):
-                await _pass(receive, send, upstream)
-        finally:
-            replica.leave()
+        for pause in (*PAUSES, None):
+            replica = await exposed.replica(p, admission.known)
+            replica.enter()
+            try:
+                upstream = await _open(scope, where, admission, (replica.host, replica.ports[port]))
+                try:
+                    await _pass(receive, send, upstream)
+                finally:
+                    await upstream.close()
+            except NotListening:
+                if pause is None:
+                    raise
+            else:
+                return
+            finally:
+                replica.leave()
+            await asyncio.sleep(pause)
     except OscarError as error:
         await _refuse(scope, send, error)
-
-
-class _Closing:
-    """Closes the replica's side whatever happens."""
-
-    def __init__(self, upstream: ClientConnection) -> None:
-        self._upstream = upstream
-
-    async def aclose(self) -> None:
-        """Close it."""
-        await self._upstream.close()
 
 
 async def _open(
@@ -110,6 +107,8 @@ async def _open(
     except InvalidStatus as error:
         status = error.response.status_code
         raise BadUpstream(f"The exposed service refuses WebSockets here: it answers {status}") from None
+    except ConnectionRefusedError as error:
+        raise NotListening("The exposed service does not listen on its port") from error
     except (OSError, TimeoutError, InvalidHandshake, InvalidMessage, ValueError) as error:
         raise BadUpstream(f"The exposed service can't be reached by WebSocket: {error}") from error
 

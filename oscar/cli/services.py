@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from oscar.cli import files, jobs, output
+from oscar.cli import exposed, files, jobs, output
 from oscar.cli.clusters_file import ClustersFile, KnownCluster
 from oscar.cli.session import (
     LOCAL,
@@ -54,6 +54,7 @@ def register(app: typer.Typer) -> None:
     group.command("remove")(remove)
     group.command("run")(call)
     aliases(group, {"g": get, "ls": list_, "rm": remove, "delete": remove, "invoke": call})
+    exposed.register_in_service(group)
     jobs.register_in_service(group)
     files.register_in_service(group)
     app.add_typer(group, name="service")

@@ -235,6 +235,41 @@ class Client:
         await self._wire.request("DELETE", path("system", "services", name), params=params)
         self._service_tokens.pop(name, None)
 
+    # --- exposed services ---
+
+    async def stop(self, name: str, *, owner: str | None = None) -> dict[str, Any]:
+        """End a service's replicas until `start`; how it does then. Raises `BadRequest`: it is not exposed."""
+        return await self._object(
+            "POST", path("system", "services", name, "stop"), params=_given(owner=owner)
+        )
+
+    async def start(self, name: str, *, owner: str | None = None) -> dict[str, Any]:
+        """Have a stopped service's replicas again. As `stop`."""
+        return await self._object(
+            "POST", path("system", "services", name, "start"), params=_given(owner=owner)
+        )
+
+    async def restart(self, name: str, *, owner: str | None = None) -> dict[str, Any]:
+        """Replace a service's replicas, new ones first. As `stop`."""
+        return await self._object(
+            "POST", path("system", "services", name, "restart"), params=_given(owner=owner)
+        )
+
+    async def deployment(self, name: str, *, owner: str | None = None) -> dict[str, Any]:
+        """How a service's long-running part does: `types.ServiceDeploymentStatus`."""
+        return await self._object(
+            "GET", path("system", "services", name, "deployment"), params=_given(owner=owner)
+        )
+
+    async def deployment_logs(
+        self, name: str, *, timestamps: bool = False, tail: int | None = None, owner: str | None = None
+    ) -> dict[str, Any]:
+        """What a service's replicas have said: `types.DeploymentLogStream`."""
+        params = _given(timestamps="true" if timestamps else None, tailLines=tail, owner=owner)
+        return await self._object(
+            "GET", path("system", "services", name, "deployment", "logs"), params=params
+        )
+
     # --- calls ---
 
     async def run(
