@@ -1,87 +1,57 @@
-"""Intake of `POST /job` and lists of a full platform, over HTTP against the real program.
+"""Lists of a full platform over HTTP: 1,000 services, and a page of 10,000 jobs.
 
-Floor of the intake: `GET /health` by the same clients in the same run. Floor of a list: the same one on an empty
-platform.
+Floor: the same list on a platform with one service, and an empty page.
 """
 
 from __future__ import annotations
 
-import asyncio
-import statistics
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import httpx2
 
+from benchmarks.client import Client, rate, repeat
+from benchmarks.figures import Row, median, row
+from benchmarks.intake import create
 from tests import server
 
-CLIENTS = 16
 JOBS = 10_000
 SERVICES = 1_000
-TRIES = 20
+TRIES = 40
 
 
-async def run() -> list[dict[str, Any]]:
-    """Rows of the benchmark: name, value, unit, floor and their ratio."""
+async def run(*, quick: bool = False) -> list[Row]:
+    """Rows of the benchmark."""
+    jobs, services = (JOBS // 10, SERVICES // 10) if quick else (JOBS, SERVICES)
     with tempfile.TemporaryDirectory(prefix="oscar-lists-") as place:
-        # No job runs: what is measured is the queue, not the scripts.
+        # No job ends: what is measured is the lists, not the scripts.
         settings = {"OSCAR_ENGINE": "process", "OSCAR_MAX_RUNNING_JOBS": "1"}
         with server.running(Path(place) / "data", **settings) as at:
-            async with httpx2.AsyncClient(
-                base_url=at.endpoint, auth=(at.user, at.password), timeout=60
-            ) as client:
-                return await _measure(client)
+            return await _measure(at, jobs, services)
 
 
-def _definition(number: int) -> dict[str, Any]:
-    return {"name": f"s{number}", "image": "none", "script": "sleep 600"}
-
-
-async def _measure(client: httpx2.AsyncClient) -> list[dict[str, Any]]:
-    (await client.post("/system/services", json=_definition(0))).raise_for_status()
-    empty_services = await _milliseconds(client, "/system/services")
-    empty_page = await _milliseconds(client, "/system/logs/s0")
-    floor = await _rate(client, "GET", "/health", 2000)
-    intake = await _rate(client, "POST", "/job/s0", JOBS)
-    page = await _milliseconds(client, "/system/logs/s0")
-    for number in range(1, SERVICES):
-        (await client.post("/system/services", json=_definition(number))).raise_for_status()
-    services = await _milliseconds(client, "/system/services")
+async def _measure(at: server.Server, jobs: int, services: int) -> list[Row]:
+    create(at, "s0")
+    empty_services = await _milliseconds(at, "/system/services")
+    empty_page = await _milliseconds(at, "/system/logs/s0")
+    await rate(lambda: Client(at, "POST", "/job/s0", b"{}", status=201), jobs)
+    page = await _milliseconds(at, "/system/logs/s0")
+    await _create_many(at, services)
     return [
-        _row(f"intake.rate.{CLIENTS}clients", intake, "1/s", floor),
-        _row(f"lists.services.{SERVICES}", services, "ms", empty_services),
-        _row(f"lists.jobs.page.{JOBS}", page, "ms", empty_page),
+        row(f"lists.services.{services}", await _milliseconds(at, "/system/services"), "ms", empty_services),
+        row(f"lists.jobs.page.{jobs}", page, "ms", empty_page),
     ]
 
 
-async def _rate(client: httpx2.AsyncClient, method: str, path: str, count: int) -> float:
-    async def work() -> None:
-        for _ in range(count // CLIENTS):
-            (
-                await client.request(method, path, content=b"{}" if method == "POST" else None)
-            ).raise_for_status()
-
-    begun = time.perf_counter()
-    await asyncio.gather(*(work() for _ in range(CLIENTS)))
-    return count // CLIENTS * CLIENTS / (time.perf_counter() - begun)
+async def _create_many(at: server.Server, count: int) -> None:
+    async with httpx2.AsyncClient(base_url=at.endpoint, auth=(at.user, at.password), timeout=60) as client:
+        for number in range(1, count):
+            definition = {"name": f"s{number}", "image": "none", "script": "sleep 600"}
+            (await client.post("/system/services", json=definition)).raise_for_status()
 
 
-async def _milliseconds(client: httpx2.AsyncClient, path: str) -> float:
-    times = []
-    for _ in range(TRIES):
-        begun = time.perf_counter()
-        (await client.get(path)).raise_for_status()
-        times.append((time.perf_counter() - begun) * 1000)
-    return statistics.median(times)
-
-
-def _row(name: str, value: float, unit: str, floor: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "value": round(value, 3),
-        "unit": unit,
-        "floor": round(floor, 3),
-        "ratio": round(value / floor, 3),
-    }
+async def _milliseconds(at: server.Server, path: str) -> float:
+    client = await Client(at, "GET", path).open()
+    times = await repeat(client.call, TRIES)
+    client.close()
+    return median(times) * 1e3

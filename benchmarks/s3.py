@@ -1,35 +1,33 @@
 """The built-in S3 server beside a real MinIO: small objects at 16 clients and 1 GiB, both in one run.
 
-Called by `python -m benchmarks s3`, or by itself: `python -m benchmarks.s3`. The client is obstore, a Rust library, so
+The client is obstore, a Rust library, so
 that what is measured is the servers. Both take turns in short rounds, so that a change of the machine's mood hits
 both. MinIO is the program of `OSCAR_MINIO` or on PATH; without it there are figures but no floor.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import obstore
 from obstore.store import S3Store
 
+from benchmarks.buckets import PART, at_once
+from benchmarks.client import CLIENTS
+from benchmarks.figures import Row, row
 from tests import real_minio, s3_server
 
 OBJECTS = int(os.environ.get("OSCAR_BENCH_S3_OBJECTS", "10000"))
 ROUNDS = 10
-CLIENTS = 16
 SMALL = 4096
 BIG = 1024**3
 BIG_ROUNDS = 4
-PART = 16 * 1024**2
 BUCKET = "benchmark"
 
 
@@ -66,16 +64,6 @@ class Side:
         return sum(self.seconds[kind])
 
 
-async def at_once(clients: int, count: int, act: Callable[[int], Awaitable[None]]) -> None:
-    numbers = iter(range(count))
-
-    async def client() -> None:
-        for number in numbers:
-            await act(number)
-
-    await asyncio.gather(*(client() for _ in range(clients)))
-
-
 async def small_objects(sides: list[Side], clients: int, count: int) -> None:
     body = os.urandom(SMALL)
     for turn in range(ROUNDS):
@@ -91,11 +79,12 @@ async def small_objects(sides: list[Side], clients: int, count: int) -> None:
                 if len(await answer.bytes_async()) != SMALL:
                     raise RuntimeError("a short body")
 
-            await side.timed(f"put.{clients}", at_once(clients, count // ROUNDS, put))
-            await side.timed(f"get.{clients}", at_once(clients, count // ROUNDS, get))
+            await side.timed(f"put.{clients}", at_once(count // ROUNDS, put, clients))
+            await side.timed(f"get.{clients}", at_once(count // ROUNDS, get, clients))
 
 
 async def big_object(sides: list[Side], source: Path) -> None:
+    expected = source.stat().st_size
     for turn in range(BIG_ROUNDS):
         for side in sides if turn % 2 else reversed(sides):
             store = side.store()
@@ -109,7 +98,7 @@ async def big_object(sides: list[Side], source: Path) -> None:
                 size = 0
                 async for piece in answer.stream(4 * 1024**2):
                     size += len(piece)
-                if size != BIG:
+                if size != expected:
                     raise RuntimeError("a short body")
 
             await side.timed("put.big", put())
@@ -142,44 +131,32 @@ def make_bucket(side: Side) -> None:
     Minio(host, side.access_key, side.secret_key, secure=False).make_bucket(BUCKET)
 
 
-def row(name: str, sides: list[Side], kind: str, amount: float, unit: str) -> dict[str, Any]:
-    value, floor = amount / sides[0].total(kind), None
-    if len(sides) > 1:
-        floor = amount / sides[1].total(kind)
-    return {
-        "name": name,
-        "value": round(value, 1),
-        "unit": unit,
-        "floor": None if floor is None else round(floor, 1),
-        "ratio": None if floor is None else round(value / floor, 2),
-    }
+def figure(name: str, sides: list[Side], kind: str, amount: float, unit: str) -> Row:
+    floor = amount / sides[1].total(kind) if len(sides) > 1 else None
+    return row(name, amount / sides[0].total(kind), unit, floor)
 
 
-async def run() -> list[dict[str, Any]]:
-    """Measure; rows of name, value, unit, floor (MinIO's figure) and ratio (goal: at least 0.8)."""
+async def run(*, quick: bool = False) -> list[Row]:
+    """Measure; the floor is MinIO's figure (goal: at least 0.8 of it)."""
+    objects, big = (OBJECTS // 10, BIG // 16) if quick else (OBJECTS, BIG)
     with tempfile.TemporaryDirectory(prefix="bench-s3-") as name:
         folder = Path(name)
         source = folder / "big"
         with source.open("wb") as file:
-            for _ in range(BIG // PART):
+            for _ in range(big // PART):
                 file.write(os.urandom(PART))
         async with servers(folder) as sides:
-            await small_objects(sides, CLIENTS, OBJECTS)
-            await small_objects(sides, 1, OBJECTS // 10)
+            await small_objects(sides, CLIENTS, objects)
+            await small_objects(sides, 1, objects // 10)
             await big_object(sides, source)
-    per_round = OBJECTS // ROUNDS * ROUNDS
-    single = OBJECTS // 10 // ROUNDS * ROUNDS
-    total = BIG * BIG_ROUNDS / 1e6
+    per_round = objects // ROUNDS * ROUNDS
+    single = objects // 10 // ROUNDS * ROUNDS
+    total = big * BIG_ROUNDS / 1e6
     return [
-        row("s3.put.small.16clients", sides, "put.16", per_round, "objects/s"),
-        row("s3.get.small.16clients", sides, "get.16", per_round, "objects/s"),
-        row("s3.put.small.1client", sides, "put.1", single, "objects/s"),
-        row("s3.get.small.1client", sides, "get.1", single, "objects/s"),
-        row("s3.put.1gib", sides, "put.big", total, "MB/s"),
-        row("s3.get.1gib", sides, "get.big", total, "MB/s"),
+        figure("s3.put.small.16clients", sides, "put.16", per_round, "objects/s"),
+        figure("s3.get.small.16clients", sides, "get.16", per_round, "objects/s"),
+        figure("s3.put.small.1client", sides, "put.1", single, "objects/s"),
+        figure("s3.get.small.1client", sides, "get.1", single, "objects/s"),
+        figure("s3.put.1gib", sides, "put.big", total, "MB/s"),
+        figure("s3.get.1gib", sides, "get.big", total, "MB/s"),
     ]
-
-
-if __name__ == "__main__":
-    for line in asyncio.run(run()):
-        print(json.dumps(line))

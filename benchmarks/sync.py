@@ -2,35 +2,37 @@
 
 `run` starts the real server (`oscar serve`) once per engine that works here. Floors, taken in the same run:
 `os.posix_spawn` of the script for latencies, two processes that spawn it in a loop for the rate, a bare container for
-the cold start. The client is a raw socket with a prepared request, so that little but the server is measured.
+the cold start. `sync.p99.during_put` is the p99 while 1 GiB is uploaded to the S3 server, against that of an idle one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import os
-import statistics
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
-from tests import images, server
+from benchmarks import buckets
+from benchmarks.client import CLIENTS, Client, repeat
+from benchmarks.engines import bare_container, named, options, working
+from benchmarks.figures import Row, median, row, share
+from tests import server
 
 SCRIPT = 'read -r line < "$INPUT_FILE_PATH"; echo "$line"\n'
 BODY = b'{"greeting": "hello"}\n'
 CALLS = 1000
-CLIENTS = 16
 SECONDS = 4.0
 COLD = 5
+BIG = 1024**3
+PUTS = 3
 
 _SPAWN = """
 import os, sys, time
@@ -54,11 +56,11 @@ class Floor:
         self._input.write_bytes(BODY)
         self._env = {**os.environ, "INPUT_FILE_PATH": str(self._input)}
 
-    def latencies(self) -> list[float]:
-        """Seconds of each of many runs in a row."""
+    def latencies(self, calls: int) -> list[float]:
+        """Seconds of each of so many runs in a row."""
         null = [(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)]
         found = []
-        for _ in range(CALLS):
+        for _ in range(calls):
             begin = time.perf_counter()
             pid = os.posix_spawn("/bin/sh", ["/bin/sh", str(self.script)], self._env, file_actions=null)
             os.waitpid(pid, 0)
@@ -72,65 +74,21 @@ class Floor:
         return sum(float(loop.communicate()[0]) for loop in loops)
 
 
-class Client:
-    """A connection that sends the same request again and again."""
-
-    def __init__(self, at: server.Server, path: str) -> None:
-        address = urlsplit(at.endpoint)
-        self._host, self._port = address.hostname, address.port
-        account = base64.b64encode(f"{at.user}:{at.password}".encode()).decode()
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Basic {account}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
-        )
-        self._request = head.encode() + BODY
-
-    async def open(self) -> Client:
-        """Connect."""
-        self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
-        return self
-
-    async def call(self) -> None:
-        """One call; its answer must be right."""
-        self._writer.write(self._request)
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        size = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        body = await self._reader.readexactly(size)
-        if not head.startswith(b"HTTP/1.1 200") or body != BODY:
-            raise AssertionError(head + body)
-
-    def close(self) -> None:
-        """Hang up."""
-        self._writer.close()
-
-
-async def run() -> list[dict[str, Any]]:
-    """Rows of the benchmark: name, value, unit, floor and their ratio."""
-    rows: list[dict[str, Any]] = []
+async def run(*, quick: bool = False) -> list[Row]:
+    """Rows of the benchmark."""
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="oscar-sync-") as place:
         folder = Path(place)
         folder.chmod(0o755)
         floor = Floor(folder)
-        for engine, image in _engines():
+        for engine, image in working():
             data = folder / engine
             settings = {"OSCAR_ENGINE": engine, "OSCAR_WORKER_IDLE_SECONDS": "2"}
             with server.running(data, **settings) as at:
                 await asyncio.to_thread(_create, at, image)
-                rows += await _measure(at, floor, engine, image)
+                rows += await _measure(at, floor, engine, image, CALLS // 10 if quick else CALLS)
+                rows.append(await _during_put(at, folder, engine, BIG // 10 if quick else BIG))
     return rows
-
-
-def _engines() -> list[tuple[str, str]]:
-    """The engines that work here, the one that a server would choose first; each with an image."""
-    found: list[tuple[str, str]] = []
-    try:
-        name = images.engine()
-        found.append((name, images.busybox(name)))
-    except images.ImageImpossible as why:
-        print(f"no containers: {why}", file=sys.stderr)
-    if server.sandbox_works():
-        found.append(("process", "none"))
-    return found
 
 
 def _create(at: server.Server, image: str) -> None:
@@ -141,59 +99,45 @@ def _create(at: server.Server, image: str) -> None:
     answer.raise_for_status()
 
 
-async def _measure(at: server.Server, floor: Floor, engine: str, image: str) -> list[dict[str, Any]]:
+def _client(at: server.Server) -> Client:
+    return Client(at, "POST", "/run/bench", BODY, answer=BODY)
+
+
+async def _measure(at: server.Server, floor: Floor, engine: str, image: str, calls: int) -> list[Row]:
     rows = [await _cold(at, engine, image)]
-    client = await Client(at, "/run/bench").open()
-    await _repeat(client.call, 50)
+    client = await _client(at).open()
+    await repeat(client.call, 50)
     # Taken in turns, so that a machine that is busy with something else slows both.
     own: list[float] = []
     bare: list[float] = []
     for _ in range(2):
-        bare += await asyncio.to_thread(floor.latencies)
-        own += await _repeat(client.call, CALLS)
+        bare += await asyncio.to_thread(floor.latencies, calls)
+        own += await repeat(client.call, calls)
     client.close()
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
-        rows.append(_row(f"sync.{name}.1client", engine, _at(own, share) * 1e3, "ms", _at(bare, share) * 1e3))
+    for name, part in (("p50", 0.5), ("p99", 0.99)):
+        rows.append(
+            row(named(f"sync.{name}.1client", engine), share(own, part) * 1e3, "ms", share(bare, part) * 1e3)
+        )
     bare_rate = await asyncio.to_thread(floor.rate)
     rate, latencies = await _load(at)
-    rows.append(_row(f"sync.rate.{CLIENTS}clients", engine, rate, "1/s", bare_rate))
-    for name, share in (("p50", 0.5), ("p99", 0.99)):
-        rows.append(_row(f"sync.{name}.{CLIENTS}clients", engine, _at(latencies, share) * 1e3, "ms", None))
+    rows.append(row(named(f"sync.rate.{CLIENTS}clients", engine), rate, "1/s", bare_rate))
+    for name, part in (("p50", 0.5), ("p99", 0.99)):
+        rows.append(row(named(f"sync.{name}.{CLIENTS}clients", engine), share(latencies, part) * 1e3, "ms"))
     return rows
 
 
-async def _cold(at: server.Server, engine: str, image: str) -> dict[str, Any]:
+async def _cold(at: server.Server, engine: str, image: str) -> Row:
     """The first call after all workers went, against a bare container that runs the script's shell."""
     own, bare = [], []
     for _ in range(COLD):
-        client = await Client(at, "/run/bench").open()
-        own += await _repeat(client.call, 1)
+        client = await _client(at).open()
+        own += await repeat(client.call, 1)
         client.close()
         if engine != "process":
-            bare.append(await asyncio.to_thread(_bare_container, engine, image))
+            extra = options(at, engine)
+            bare.append(await asyncio.to_thread(bare_container, engine, image, "echo hello", extra))
         await _until_idle(at)
-    return _row(
-        "sync.cold",
-        engine,
-        statistics.median(own) * 1e3,
-        "ms",
-        statistics.median(bare) * 1e3 if bare else None,
-    )
-
-
-def _bare_container(engine: str, image: str) -> float:
-    begin = time.perf_counter()
-    options = ["--runtime=runc", "--ulimit=nofile=20000:20000", "--ulimit=nproc=10000:10000"]
-    for extra in ([], options):
-        done = subprocess.run(
-            [engine, "run", "--rm", "--network=none", *extra, image, "/bin/sh", "-c", "echo hello"],
-            check=False,
-            capture_output=True,
-        )
-        if done.returncode == 0:
-            return time.perf_counter() - begin
-        begin = time.perf_counter()
-    raise RuntimeError(done.stderr.decode())
+    return row(named("sync.cold", engine), median(own) * 1e3, "ms", median(bare) * 1e3 if bare else None)
 
 
 async def _until_idle(at: server.Server) -> None:
@@ -208,11 +152,11 @@ async def _until_idle(at: server.Server) -> None:
 
 async def _load(at: server.Server) -> tuple[float, list[float]]:
     """Calls per second of all clients together, and their latencies."""
-    clients = [await Client(at, "/run/bench").open() for _ in range(CLIENTS)]
-    await asyncio.gather(*(_repeat(client.call, 30) for client in clients))
+    clients = [await _client(at).open() for _ in range(CLIENTS)]
+    await asyncio.gather(*(repeat(client.call, 30) for client in clients))
     begin = time.perf_counter()
     end = begin + SECONDS
-    found = await asyncio.gather(*(_repeat(client.call, end=end) for client in clients))
+    found = await asyncio.gather(*(repeat(client.call, end=end) for client in clients))
     took = time.perf_counter() - begin
     for client in clients:
         client.close()
@@ -220,29 +164,47 @@ async def _load(at: server.Server) -> tuple[float, list[float]]:
     return len(latencies) / took, latencies
 
 
-async def _repeat(call: Callable[[], Awaitable[None]], count: int = 0, end: float = 0.0) -> list[float]:
-    found: list[float] = []
-    while len(found) < count or time.perf_counter() < end:
-        begin = time.perf_counter()
-        await call()
-        found.append(time.perf_counter() - begin)
-    return found
+async def _during_put(at: server.Server, folder: Path, engine: str, size: int) -> Row:
+    """The p99 of one client while a large object comes in, against its own before and after."""
+    buckets.make(at, "big")
+    link = httpx2.post(
+        f"{at.endpoint}/system/buckets/big/presign",
+        json={"object_key": "big", "operation": "upload"},
+        auth=(at.user, at.password),
+    ).json()
+    source = folder / "big"
+    source.write_bytes(os.urandom(1024**2) * (size // 1024**2))
+    client = await _client(at).open()
+    await repeat(client.call, 50)
+    idle: list[float] = []
+    busy: list[float] = []
+    for _ in range(PUTS):
+        putting = asyncio.create_task(asyncio.to_thread(_put, link, source))
+        during: list[float] = []
+        while not putting.done():
+            during += await repeat(client.call, 1)
+        await putting
+        busy += during
+        idle += await repeat(client.call, len(during))
+    client.close()
+    source.unlink()
+    return row(named("sync.p99.during_put", engine), share(busy, 0.99) * 1e3, "ms", share(idle, 0.99) * 1e3)
 
 
-def _at(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
-def _row(name: str, engine: str, value: float, unit: str, floor: float | None) -> dict[str, Any]:
-    return {
-        "name": name if engine != "process" else f"{name}.process",
-        "value": round(value, 3),
-        "unit": unit,
-        "floor": None if floor is None else round(floor, 3),
-        "ratio": None if not floor else round(value / floor, 2),
-    }
-
-
-if __name__ == "__main__":
-    for row in asyncio.run(run()):
-        print(json.dumps(row), flush=True)
+def _put(link: dict[str, Any], source: Path) -> None:
+    """Upload by the kernel, so that the client takes next to nothing of the machine."""
+    address = urlsplit(link["url"])
+    lines = [
+        f"PUT {address.path}?{address.query} HTTP/1.1",
+        f"Host: {address.netloc}",
+        f"Content-Length: {source.stat().st_size}",
+        *(f"{name}: {value}" for name, value in link["headers"].items()),
+        "Connection: close",
+    ]
+    with socket.create_connection((address.hostname or "", address.port or 80)) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        with source.open("rb") as file:
+            connection.sendfile(file)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    if not answer.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(answer.decode(errors="replace"))
