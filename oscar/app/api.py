@@ -85,7 +85,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         )
         components["securitySchemes"] = {
             "BasicAuth": {"type": "http", "scheme": "basic"},
-            "BearerAuth": {"type": "http", "scheme": "bearer", "description": "An access token of an OIDC issuer, or a service's token"},
+            "BearerAuth": {"type": "http", "scheme": "bearer", "description": "An OIDC access token, or a service's"},
         }
         for path, item in document["paths"].items():
             for operation in item.values():
