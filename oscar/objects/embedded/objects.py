@@ -36,6 +36,8 @@ from oscar.objects.embedded.xml import Node, document, element, group, parse
 T = TypeVar("T")
 
 MAX_BATCH = 1000
+_EARLY = 64 * 1024
+"""Bytes of a body below which the quota is looked at only by the commit: a smaller one is here as soon as its head."""
 _ATTEMPTS = 8
 """How often a read follows an object that is replaced under it."""
 
@@ -112,6 +114,8 @@ async def check_room(site: Site, request: Request, size: int, freed: Callable[[]
     Raises:
         S3Error: XMinioAdminBucketQuotaExceeded.
     """
+    if size < _EARLY:
+        return
     room = await site.index.room(request.bucket)
     if room is not None and size > room and size > room + await freed():
         raise fault("XMinioAdminBucketQuotaExceeded", BucketName=request.bucket)
