@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from oscar_python.client import Client
 
 from tests.server import Server, running
 
@@ -133,6 +134,25 @@ def test_the_command_line_sets_them_and_a_restart_keeps_them(server: Server) -> 
     assert put(s3(server), "ann-one", "then", 2 * MIB) == EXCEEDED
     assert service(server, "evil", image="evil.io/ghcr.io/grycap/x").json()["field"] == "image"
     assert "cluster_admin" in oscar(server, "quota", "get").stdout
+
+
+def test_the_public_python_client_knows_the_form(server: Server) -> None:
+    options = {
+        "cluster_id": "c",
+        "endpoint": server.endpoint,
+        "user": server.user,
+        "password": server.password,
+        "ssl": False,
+    }
+    client = Client(options)
+    somebody = "bob@example.org"
+    assert client.get_own_quota().json()["user_id"] == "cluster_admin"
+    assert client.update_user_quota(somebody, "1500", "2147483648").status_code == 200
+    resources = client.get_user_quota(somebody).json()["resources"]
+    assert resources["cpu"] == {"max": 1500, "used": 0}
+    assert resources["memory"] == {"max": 2 * 1024**3, "used": 0}
+    assert service(server, "federated").status_code == 201
+    assert client.get_federation("federated").json() == {"topology": "none", "members": []}
 
 
 def test_the_log_outlives_a_restart_and_holds_no_secret(server: Server, tmp_path: Path) -> None:
