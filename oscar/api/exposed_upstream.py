@@ -2,7 +2,7 @@
 
 Called by `exposed_proxy`. Written on asyncio's protocols and httptools instead of a client library, because bodies go
 through here untouched: no copy of one is ever kept, reading stops while the other side does not take more, and the
-cost of a request decides whether the proxy is felt (docs/decisions/0018).
+cost of a request decides whether the proxy is felt (docs/decisions/0011).
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ class Connection(asyncio.Protocol):
         self._reset()
         self._is_head_request = method == b"HEAD"
         self._parser = httptools.HttpResponseParser(self)
+        # CGI scripts end lines with LF alone; no harm, as nothing of an answer's framing is passed on.
+        self._parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True)
         self._head = self._loop.create_future()
         lines = [method + b" " + target + b" HTTP/1.1"]
         lines += [name + b": " + value for name, value in headers]

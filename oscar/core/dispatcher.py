@@ -88,8 +88,10 @@ class Dispatcher:
             await self._guarded(self._fill())
             await self._guarded(self._cancel())
             wait = await self._idle_time()
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with work.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(wake.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await wake.wait()
 
     async def _idle_time(self) -> float:
         try:

@@ -238,7 +238,7 @@ async def authenticate(p: Platform, known: Known, shown: Shown) -> Admission:
     if shown.authorization and _is_service_login(known, shown.authorization):
         return Admission(known, _token_caller(known))
     if shown.authorization is None and shown.token is None and shown.cookie:
-        caller = _session(known, shown.cookie)
+        caller = _session(p, known, shown.cookie)
         if caller is not None:
             return Admission(known, _permitted(caller, known))
     presented = shown.authorization or (f"Bearer {shown.token}" if shown.token else None)
@@ -315,7 +315,6 @@ def _signed(known: Known, caller: Caller, lifetime: int) -> str:
     facts = {
         "u": caller.id,
         "e": caller.entrance.value,
-        "a": caller.admin,
         "s": known.row.id,
         "t": int(time.time()) + lifetime,
     }
@@ -323,7 +322,7 @@ def _signed(known: Known, caller: Caller, lifetime: int) -> str:
     return f"{body.decode()}.{hmac.new(_key(known), body, hashlib.sha256).hexdigest()}"
 
 
-def _session(known: Known, cookie: str) -> Caller | None:
+def _session(p: Platform, known: Known, cookie: str) -> Caller | None:
     body, _, signature = cookie.partition(".")
     right = hmac.new(_key(known), body.encode(), hashlib.sha256).hexdigest()
     if not hmac.compare_digest(signature.encode(), right.encode()):
@@ -332,8 +331,9 @@ def _session(known: Known, cookie: str) -> Caller | None:
     if facts["s"] != known.row.id or facts["t"] < time.time():
         return None
     entrance = Entrance(facts["e"])
-    service_id = known.row.id if entrance is Entrance.TOKEN else None
-    return Caller(facts["u"], entrance, admin=facts["a"], service_id=service_id)
+    if entrance is Entrance.TOKEN:
+        return _token_caller(known)
+    return Caller(facts["u"], entrance, admin=facts["u"] in p.settings.users_admin)
 
 
 def _lifetime(token: str) -> int:

@@ -19,6 +19,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tests import oidc
 from tests import server as servers
 from tests.server import Server
 
@@ -648,3 +649,45 @@ def test_a_container_with_its_own_command(tmp_path: Path, container_engine: str,
         web = Web(at)
         assert web.get("boxed").text == "boxed"
         web.remove("boxed")
+
+
+ENVIRONMENT = """mkdir -p /tmp/www/cgi-bin; echo well > /tmp/www/index.html
+printf '#!/bin/sh\\necho "Content-Type: text/plain"; echo; env\\n' > /tmp/www/cgi-bin/env
+chmod +x /tmp/www/cgi-bin/env
+exec busybox httpd -f -p "$PORT" -h /tmp/www
+"""
+
+
+def test_users_of_an_issuer_by_token_and_cookie(
+    tmp_path: Path, container_engine: str, busybox_image: str
+) -> None:
+    with oidc.running() as issuer:
+        settings = {"OIDC_ENABLE": "true", "OIDC_ISSUERS": issuer.url, "USERS_ADMIN": "chief"}
+        settings |= {"OIDC_SUBJECT": "ann", "OSCAR_ENGINE": container_engine}
+        with servers.running(tmp_path / "data", **settings) as at:
+            web = Web(at)
+            fields: dict[str, Any] = {"visibility": "restricted", "allowed_users": ["ann"]}
+            expose = {"api_port": 80, "set_auth": True, "auth_type": "forward"}
+            web.apply("ours", ENVIRONMENT, image=busybox_image, expose=expose, **fields)
+            ann = issuer.token("ann", exp=int(time.time()) + 200)
+            seen = web.get("ours", f"/cgi-bin/env?a=1&token={ann}")
+            assert seen.status_code == 200, seen.text
+            assert ann not in seen.text
+            assert "QUERY_STRING=a=1\n" in seen.text
+            [cookie] = seen.headers.get_list("set-cookie")
+            assert ann not in cookie
+            age = next(part for part in cookie.split("; ") if part.startswith("Max-Age="))
+            assert 100 < int(age.removeprefix("Max-Age=")) <= 200, "no longer than the token"
+            asked = sum(issuer.asked.values())
+            by_cookie = {"Cookie": cookie.partition(";")[0]}
+            again = web.get("ours", "/cgi-bin/env", headers=by_cookie)
+            assert again.status_code == 200
+            assert "oscar_service" not in again.text
+            assert sum(issuer.asked.values()) == asked, "the issuer is not asked for a cookie"
+            bearer = {"Authorization": f"Bearer {ann}"}
+            assert ann not in web.get("ours", "/cgi-bin/env", headers=bearer).text
+            stranger = issuer.token("stranger")
+            assert web.get("ours", headers={"Authorization": f"Bearer {stranger}"}).status_code in {401, 403}
+            web.apply("ours", ENVIRONMENT, image=busybox_image, expose=expose, visibility="private")
+            assert web.get("ours", headers=by_cookie).status_code == 403, "rights are looked up anew"
+            web.remove("ours")

@@ -173,7 +173,7 @@ class Crowd:
 
     def _go(self) -> None:
         self._news.set()
-        if self._task is None and not self._closed:
+        if (self._task is None or self._task.done()) and not self._closed:
             self._task = self._yard.spawn(self._run(), f"replicas of {self.name}")
 
     async def _run(self) -> None:
@@ -202,7 +202,11 @@ class Crowd:
             return
         assert self._kit is not None  # noqa: S101 - `settle` starts nothing before a definition is known
         name = replicas.new_name(self.owner, self.name, self._kit.revision)
-        ports = replicas.free_ports(self._kit.ports, self._yard.ports)
+        try:
+            ports = replicas.free_ports(self._kit.ports, self._yard.ports)
+        except OSError as error:  # no ports or no descriptors are left
+            self._fleet.lost(self._fleet.joined(name, now), now, f"no free port: {error.strerror}")
+            return
         self._yard.ports.update(ports.values())
         record = replicas.record_of(self._kit, name, ports)
         self._live(_Life(self._fleet.joined(name, now), record, replicas.address_of(record)), found=False)
