@@ -18,7 +18,12 @@ while read -r _oscar_request <&3; do
 	case $_oscar_request in
 	# A child to wait for: the shell reaps orphans only while it waits.
 	check*) (:) ;;
-	*) (. "$1/env" && exec /bin/sh "$2/script.sh") </dev/null >&5 2>&1 3<&- 4>&- 5>&- ;;
+	# No subshell, though it would keep the variables to itself (env undoes those of the request before): dash starts a
+	# plain command by vfork, for a quarter less than fork and exec.
+	*)
+		. "$1/env"
+		/bin/sh "$2/script.sh" </dev/null >&5 2>&1 3<&- 4>&- 5>&-
+		;;
 	esac
 	set -- "$1" "$2" $?
 	if kill -0 -1 2>/dev/null; then echo "$_oscar_request $3 1" >&4; else echo "$_oscar_request $3 0" >&4; fi

@@ -29,7 +29,7 @@ values = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size
 @pytest.fixture
 def folder(tmp_path: Path) -> WorkFolder:
     made = WorkFolder(Processes(tmp_path / "engine", installation="test"), tmp_path / "worker")
-    made.furnish(Kit(image="", script="echo", config="name: x\n", env={}))
+    made.furnish(Kit(image="", script="echo", config="name: x\n", env={"SET": "by the service"}))
     return made
 
 
@@ -56,12 +56,44 @@ def test_any_value_survives_any_shell(shell: str, tmp_path: Path, variables: dic
 def test_variables_are_overwritten_and_wiped(folder: WorkFolder) -> None:
     folder.write_env({"A": "x" * 1000, "B": "secret"})
     folder.write_env({"A": "short"})
-    assert env(folder).strip() == b"export A='short'"
+    assert env(folder).strip() == b"unset B\nexport A='short'"
     assert folder.tidy() is True
     assert env(folder).strip() == b""
     folder.write_env({"A": "y" * 100_000})
     assert folder.tidy() is True
     assert env(folder) == b""
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox sh"])
+def test_a_shell_that_goes_on_has_no_variable_of_the_request_before(
+    shell: str, folder: WorkFolder, tmp_path: Path
+) -> None:
+    if not shutil.which(shell.split(maxsplit=1)[0]):
+        pytest.skip(f"there is no {shell} here")
+    script = f'while read -r word; do . "{folder.work}/env"; echo "$A|$B|$SET|${{B-unset}}"; done'
+    with subprocess.Popen(
+        [*shell.split(), "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"SET": "by the service"},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        said = []
+        for variables in ({"A": "1", "B": "2"}, {"A": "it's 3", "SET": "otherwise"}, {"B": ""}, {}):
+            folder.write_env(variables)
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            said.append(process.stdout.readline().strip())
+            folder.tidy()
+        process.stdin.close()
+    assert said == [
+        "1|2|by the service|2",
+        "it's 3||otherwise|unset",
+        "||by the service|",
+        "||by the service|unset",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ class Workers:
             if run.service.mount and self._attachments:
                 await self._attachments.refresh(worker.name)
             reusable = False
-            reply = await self._ask(crew, worker, run, planned)
+            reply = await self._ask(worker, run, planned)
             if run.service.mount and self._attachments:
                 producer = Producer(run.job_id, run.hops)
                 await self._attachments.flush(worker.name, run.service, said.append, producer)
@@ -247,8 +247,9 @@ class Workers:
         crew.renew(kit, bounds)
         return crew
 
-    async def _ask(self, crew: Crew, worker: Worker | Single, run: Run, plan: Plan) -> Reply:
-        known = crew.kit.env
+    async def _ask(self, worker: Worker | Single, run: Run, plan: Plan) -> Reply:
+        # Not those of the service, whatever they are by now: the worker has them as they were when it started.
+        known = service_environment(run.service)
         own = {name: value for name, value in plan.environment.items() if known.get(name) != value}
         return await worker.ask(own, timeout=run.timeout)
 

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -99,6 +99,8 @@ class WorkFolder:
         self._work = str(self.work)
         self._paths = {name: f"{self._work}/{name}" for name in ("in", "out")}
         self._names: set[str] = set()
+        self._base: Mapping[str, str] = {}
+        self._exported: set[str] = set()
         self._loose: list[str] = []
         self._env = -1
         self._env_size = 0
@@ -118,6 +120,7 @@ class WorkFolder:
         """Make the folder; blocking."""
         # A worker of that name can't be: what lies there was left by a server that was killed.
         remove_tree(self.path)
+        self._base = kit.env
         self.work.mkdir(parents=True)
         self.config.mkdir()
         for folder in (self.path, self.work, self.config):
@@ -137,7 +140,7 @@ class WorkFolder:
         os.fchmod(self._env, 0o644)
 
     def write_env(self, variables: Mapping[str, str]) -> None:
-        """Write the variables of a request where `worker.sh` reads them.
+        """Write the variables of a request where `worker.sh` reads them, and undo those of the one before.
 
         Raises:
             InvalidField: a variable that no program can be given.
@@ -146,9 +149,18 @@ class WorkFolder:
             environment.check(variables)
             self._names.update(variables)
         text = exports(variables)
+        if stale := self._exported - variables.keys():
+            text = self._undone(stale) + text
+        self._exported = set(variables)
         # Overwritten in place and padded with empty lines: a new file, or a truncation, costs ten times more.
         os.pwrite(self._env, text.ljust(self._env_size, b"\n"), 0)
         self._env_size = max(self._env_size, len(text))
+
+    def _undone(self, names: Iterable[str]) -> bytes:
+        """Lines that give variables of the request before the service's values, or none."""
+        base = self._base
+        again = exports({name: base[name] for name in names if name in base})
+        return b"".join(b"unset %s\n" % name.encode() for name in names if name not in base) + again
 
     def _known(self, variables: Mapping[str, str]) -> bool:
         """Whether a look shows that the variables are as good as those of earlier requests."""
