@@ -8,13 +8,31 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from oscar.serverlog import ServerLog
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Let an optional import inside the block find nothing, unless the module is there already."""
+    modules: dict[str, Any] = sys.modules
+    if module in modules:
+        yield
+        return
+    modules[module] = None  # how Python marks what can't be imported
+    try:
+        yield
+    finally:
+        del modules[module]
+
+
+# structlog takes rich for tracebacks where it finds it. Ours are plain, and rich is 5 MB in each process.
+with _without("rich"):
+    import structlog
 
 _SECRET_NAMES = re.compile(r"password|secret|token|authorization|cookie|credential|signature", re.IGNORECASE)
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -17,7 +18,6 @@ from oscar import telemetry
 from oscar.api.exposed_ports import NodePorts
 from oscar.app.s3 import open_blobs, open_objects, open_store
 from oscar.app.start import Start
-from oscar.auth.oidc import Oidc
 from oscar.compute.base import Compute, Exposes
 from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.crew import Limits
@@ -47,6 +47,9 @@ from oscar.state.services import Services
 from oscar.state.store import Store
 from oscar.state.users import Users
 from oscar.state.volumes import Volumes
+
+if TYPE_CHECKING:
+    from oscar.auth.oidc import Oidc
 
 log = telemetry.get("app")
 
@@ -134,7 +137,7 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             if exposes is not None:
                 stack.push_async_callback(exposes.stop)
                 await exposes.start()
-            oidc = Oidc.of(opened.settings)
+            oidc = _oidc(opened.settings)
             if oidc is not None:
                 stack.push_async_callback(oidc.close)
             platform = _platform(opened, compute, local, exposes, oidc)
@@ -147,6 +150,15 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             app.state.platform = platform
             start.done()
             await _dispatch(platform, alone=opened.store.is_sqlite)
+
+
+def _oidc(settings: Settings) -> Oidc | None:
+    if not settings.oidc_enable:
+        return None
+    # Its libraries are megabytes, for those who ask for them.
+    from oscar.auth.oidc import Oidc
+
+    return Oidc.of(settings)
 
 
 async def _local(opened: Opened) -> LocalCompute:

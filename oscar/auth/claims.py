@@ -9,11 +9,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from oscar.errors import Unauthorized
+
+_CHALLENGE = {
+    "WWW-Authenticate": 'Basic realm="oscar", charset="UTF-8", Bearer realm="oscar", error="invalid_token"'
+}
 _ENTITLEMENTS = ("eduperson_entitlement", "entitlements")
 _MEMBERSHIPS = ("group_membership", "groups")
 _EGI_GROUP = "urn:mace:egi.eu:group:"
 _NAMES = ("name", "preferred_username", "email")
 _LONGEST_NAME = 200
+
+
+def refusal(message: str, fix: str | None = None) -> Unauthorized:
+    """A refusal of a bearer token, with the header that RFC 6750 wants."""
+    return Unauthorized(message, fix=fix, headers=_CHALLENGE)
 
 
 def groups_of(claims: Mapping[str, Any]) -> frozenset[str]:

@@ -23,7 +23,7 @@ from joserfc.jws import JWSRegistry
 from joserfc.jwt import JWTClaimsRegistry
 
 from oscar import telemetry
-from oscar.auth.claims import groups_of, may_enter, name_of
+from oscar.auth.claims import groups_of, may_enter, name_of, refusal
 from oscar.auth.issuer import Issuer, is_safe
 from oscar.errors import InvalidField, Unauthorized, Unavailable
 from oscar.model.user import ADMIN, ADMIN_KEY, ANONYMOUS, Identity
@@ -36,9 +36,6 @@ ALGORITHMS = frozenset(
 )
 """Asymmetrical ones only: with HMAC a public key could be taken for the secret."""
 
-CHALLENGE = {
-    "WWW-Authenticate": 'Basic realm="oscar", charset="UTF-8", Bearer realm="oscar", error="invalid_token"'
-}
 _LONGEST_TOKEN = 32 * 1024
 _LONGEST_SUBJECT = 255
 _NAMELESS = 60.0
@@ -257,11 +254,6 @@ class Oidc:
         # The reason is for who runs the server; it would help a forger more than a user.
         log.info("bearer refused", reason=reason, issuer=issuer.url if issuer else "")
         return refusal("The bearer token is not known here")
-
-
-def refusal(message: str, fix: str | None = None) -> Unauthorized:
-    """A refusal of a bearer token, with the header that RFC 6750 wants."""
-    return Unauthorized(message, fix=fix, headers=CHALLENGE)
 
 
 def _part(text: str) -> dict[str, Any]:

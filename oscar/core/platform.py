@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from oscar.auth.oidc import Oidc
 from oscar.auth.rules import Thing
 from oscar.compute.base import Compute, Exposes, HasVolumes, Invokes
 from oscar.core.rates import Rate
@@ -23,6 +23,9 @@ from oscar.state.quotas import Quotas
 from oscar.state.services import ServiceRow, Services
 from oscar.state.users import Users
 from oscar.state.volumes import Volumes
+
+if TYPE_CHECKING:
+    from oscar.auth.oidc import Oidc
 
 
 class Signals:
@@ -110,7 +113,5 @@ class Platform:
     """Parsed services by id, each as long as its generation is the stored one."""
     started: int = field(default_factory=lambda: int(time.time() * 1000))
     """When it was made, Unix milliseconds."""
-    things: dict[str, tuple[int, Thing]] = field(default_factory=dict)
-    """Services by id as the rules see them, each with its generation; for lists."""
     things: dict[str, tuple[int, Thing]] = field(default_factory=dict)
     """Services by id as the rules see them, each with its generation; for lists."""

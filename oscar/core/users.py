@@ -9,12 +9,16 @@ from __future__ import annotations
 import base64
 import hmac
 import re
+from typing import TYPE_CHECKING
 
-from oscar.auth.oidc import Oidc, refusal
+from oscar.auth.claims import refusal
 from oscar.core.platform import Platform
 from oscar.errors import Unauthorized
 from oscar.model.object import Credential
 from oscar.model.user import ADMIN, Caller, Entrance, Identity
+
+if TYPE_CHECKING:
+    from oscar.auth.oidc import Oidc
 
 _SERVICE_TOKEN = re.compile(r"[0-9a-f]{64}")
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="oscar", charset="UTF-8"'}
