@@ -180,6 +180,9 @@ async def one(reader: StreamReader, writer: StreamWriter) -> bool:
         ]
         writer.write(answer(200, b"", cookies))
         return True
+    if path == "/unchanged":
+        writer.write(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 1000\r\nETag: x\r\n\r\n")
+        return True
     if path == "/early":
         writer.write(answer(413, b"too large", ["Connection: close"]))
         return False

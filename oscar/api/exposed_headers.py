@@ -39,13 +39,13 @@ class Target:
     """Path as the client wrote it, after the prefix; begins with a slash."""
 
 
-def target(raw_path: bytes) -> Target | None:
+def target(raw_path: bytes, query: bytes = b"") -> Target | None:
     """The exposed service that a path leads to; None when it leads to none.
 
     `/system/services/<name>/exposed/…` is the first port, `/system/services/<name>/ports/<port>/…` any.
     """
     found = _PATH.fullmatch(raw_path)
-    if found is None or not _TARGET.fullmatch(raw_path):
+    if found is None or not _TARGET.fullmatch(raw_path) or not _TARGET.fullmatch(query):
         return None
     port = int(found["port"]) if found["port"] else None
     return Target(found["name"].decode(), port, found["prefix"], found["rest"] or b"/")

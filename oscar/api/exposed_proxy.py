@@ -57,8 +57,9 @@ class ExposedProxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        raw = scope.get("raw_path") or b""
-        where = rules.target(raw) if scope["type"] in {"http", "websocket"} else None
+        where = None
+        if scope["type"] in {"http", "websocket"}:
+            where = rules.target(scope.get("raw_path") or b"", scope["query_string"])
         if where is None:
             if scope["type"] == "lifespan":
                 await self._lifespan(scope, receive, send)
@@ -307,6 +308,9 @@ class Exchange:
 
     async def _answer(self, connection: Connection, status: int, headers: rules.Headers, send: Send) -> None:
         answer = rules.response_headers(headers, self._where, keep_prefix=self._keep_prefix)
+        if status in {204, 304}:
+            # They have no body, whatever length they tell: that of the answer that a GET would have got.
+            answer = [pair for pair in answer if pair[0] != b"content-length"]
         answer = self._cors.replace(answer, self._cors.allowed(self._scope["headers"]))
         if self._admission.session is not None:
             value, lifetime = self._admission.session, self._admission.lifetime

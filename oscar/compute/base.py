@@ -280,13 +280,13 @@ class Exposes(Protocol):
         """Remove all replicas and logs. Silent if there are none."""
 
     async def keep(self, known: Collection[tuple[str, str]]) -> None:
-        """Remove what belongs to no service of this list (owner and name)."""
+        """Remove what belongs to no service of this list (owner and name); called once all are exposed."""
 
     def replicas(self, owner: str, service_name: str) -> Sequence[Replica]:
         """The replicas that take requests now; answers at once."""
 
     async def wait_ready(self, owner: str, service_name: str) -> bool:
-        """Wait until a replica takes requests, starting one where none is wanted.
+        """Wait until a replica takes requests, starting one where none is wanted; after a start also for `keep`.
 
         Returns:
             False as soon as none is on its way: stopped, failing, or not exposed at all.

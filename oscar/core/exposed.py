@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,7 +182,8 @@ async def admit(p: Platform, name: str, shown: Shown, *, owner: str | None = Non
     Raises:
         ServiceNotFound (404), Unauthorized (401), Forbidden (403), BadRequest (400): `owner` must choose.
     """
-    return await _one(name, [_admit(p, known, shown) for known in await target(p, name, owner)])
+    found = await target(p, name, owner)
+    return await _one(name, (_admit(p, known, shown) for known in found))
 
 
 async def check_access(p: Platform, name: str, shown: Shown, *, owner: str | None = None) -> Admission:
@@ -190,10 +191,10 @@ async def check_access(p: Platform, name: str, shown: Shown, *, owner: str | Non
     found = [services.parsed(p, row) for row in await p.services.get(name, owner)]
     if not found:
         raise ServiceNotFound(f'There is no service named "{name}"')
-    return await _one(name, [authenticate(p, known, shown) for known in found])
+    return await _one(name, (authenticate(p, known, shown) for known in found))
 
 
-async def _one(name: str, asked: list[Coroutine[Any, Any, Admission]]) -> Admission:
+async def _one(name: str, asked: Iterable[Coroutine[Any, Any, Admission]]) -> Admission:
     """The only one of the services of a name that lets the request through."""
     problem: OscarError | None = None
     admissions: list[Admission] = []

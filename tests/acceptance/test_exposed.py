@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -170,6 +172,8 @@ def test_answers_come_as_they_are(web: Web) -> None:
     )
     cookies = web.get("app", "/cookies").headers.get_list("set-cookie")
     assert cookies == ["mine=1; Path=/system/services/app/exposed"]
+    unchanged = web.get("app", "/unchanged")
+    assert (unchanged.status_code, unchanged.headers["etag"], unchanged.content) == (304, "x", b"")
     assert web.get("app", "/until-close").text == "all that there is"
     for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"):
         answer = web.http.request(method, "/system/services/app/exposed/x", content=b"body")
@@ -601,6 +605,22 @@ def test_logs_in_order_with_times(web: Web) -> None:
     for wrong in ("0", "-1", "x", "99999999999999"):
         assert web.http.get(where, params={"tailLines": wrong}, auth=web.auth).status_code == 400
     assert web.http.get(where).status_code == 401
+
+
+def test_each_request_is_recorded(web: Web) -> None:
+    web.apply("counted")
+    for path in ("/", "/missing", "/close"):
+        web.get("counted", path)
+    found: list[tuple[str, int, str]] = []
+    deadline = time.monotonic() + 30
+    while len(found) < 3:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)  # records are written behind
+        with contextlib.closing(sqlite3.connect(f"file:{web.at.data}/oscar.db?mode=ro", uri=True)) as rows:
+            query = "SELECT kind, status, address FROM requests WHERE service = 'counted' ORDER BY id"
+            found = rows.execute(query).fetchall()
+    assert sorted(found) == [("exposed", status, "127.0.0.1") for status in (200, 404, 502)]
+    web.remove("counted")
 
 
 def test_replicas_outlive_a_killed_server(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class Place:
             "environment": {"variables": {"WORDS": "one"}},
             **fields,
         }
-        return Service(**data, expose=expose).model_copy(update={"owner": OWNER})
+        return Service(**{**data, "expose": expose}).model_copy(update={"owner": OWNER})
 
     def live(self, scenario: Callable[[Place], Awaitable[None]]) -> None:
         asyncio.run(self._live(scenario))
@@ -109,8 +109,8 @@ async def reach(
 ) -> Deployment:
     """Wait until the deployment is so."""
     async with asyncio.timeout(within):
-        while not holds(found := await exposes.deployment(OWNER, name)):
-            await asyncio.sleep(0.02)  # noqa: ASYNC110 - the port tells states, no changes
+        while not holds(found := await exposes.deployment(OWNER, name)):  # noqa: ASYNC110 - the port tells states only
+            await asyncio.sleep(0.02)
     return found
 
 
@@ -120,7 +120,7 @@ async def ready(exposes: LocalExposes, count: int = 1) -> list[Replica]:
 
     await reach(exposes, holds)
     async with asyncio.timeout(30):
-        while len(exposes.replicas(OWNER, "web")) != count:
+        while len(exposes.replicas(OWNER, "web")) != count:  # noqa: ASYNC110 - the port tells states only
             await asyncio.sleep(0.02)
     return list(exposes.replicas(OWNER, "web"))
 
@@ -140,7 +140,9 @@ def test_a_server_is_started_and_answers(place: Place) -> None:
         async with place.serve() as exposes:
             assert (await exposes.deployment(OWNER, "web")).state is DeploymentState.UNAVAILABLE
             assert exposes.replicas(OWNER, "web") == ()
-            assert not await exposes.wait_ready(OWNER, "web")
+            waiting = asyncio.ensure_future(exposes.wait_ready(OWNER, "web"))
+            await exposes.keep([])
+            assert not await waiting, "all services are known, and it is none of them"
             await exposes.expose(Exposure(place.service()))
             assert await exposes.wait_ready(OWNER, "web")
             [replica] = await ready(exposes)
@@ -178,6 +180,9 @@ def test_replicas_outlive_the_server(place: Place) -> None:
             [before] = await ready(exposes)
         assert await ask(before) == "one"
         async with place.serve() as exposes:
+            assert await exposes.wait_ready(OWNER, "web"), "before it is told what the service is"
+            [found] = exposes.replicas(OWNER, "web")
+            assert await ask(found) == "one"
             await exposes.expose(Exposure(place.service()))
             [after] = await ready(exposes)
             assert (after.name, dict(after.ports)) == (before.name, dict(before.ports))

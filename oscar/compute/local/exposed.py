@@ -47,6 +47,8 @@ class LocalExposes:
         self._folder = folder / "exposed"
         self._tasks: set[asyncio.Task[None]] = set()
         self._crowds: dict[tuple[str, str], Crowd] = {}
+        self._complete = asyncio.Event()
+        """All services are known, since `keep` was called."""
         self._log = telemetry.get("exposed")
         logs = Logs(folder / "exposed-logs", most=_LOG_MOST, head=_LOG_HEAD, tail=_LOG_TAIL)
         self._yard = Yard(engine, self._folder, logs, drain, attachments, set(), self._spawn)
@@ -93,6 +95,7 @@ class LocalExposes:
 
     async def keep(self, known: Collection[tuple[str, str]]) -> None:
         """See `Exposes.keep`."""
+        self._complete.set()
         for owner, name in [key for key in self._crowds if key not in known]:
             await self.unexpose(owner, name)
         try:
@@ -115,6 +118,8 @@ class LocalExposes:
 
     async def wait_ready(self, owner: str, service_name: str) -> bool:
         """See `Exposes.wait_ready`."""
+        if (owner, service_name) not in self._crowds:
+            await self._complete.wait()
         crowd = self._crowds.get((owner, service_name))
         return crowd is not None and await crowd.wait_ready()
 
@@ -122,7 +127,9 @@ class LocalExposes:
         """See `Exposes.deployment`."""
         crowd = self._crowds.get((owner, service_name))
         if crowd is None:
-            return Deployment(DeploymentState.UNAVAILABLE, "The engine knows no such service", 0)
+            known = self._complete.is_set()
+            reason = "The engine knows no such service" if known else "The server is still being started"
+            return Deployment(DeploymentState.UNAVAILABLE, reason, 0)
         return crowd.deployment()
 
     async def deployment_logs(

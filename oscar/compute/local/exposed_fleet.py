@@ -94,6 +94,7 @@ class Crowd:
         self._fleet.members.append(member)
         self._yard.ports.update(record.ports.values())
         self._live(_Life(member, record, replicas.address_of(record)), found=True)
+        self._go()
 
     def expose(self, exposure: Exposure) -> None:
         """Have it so from now on."""
@@ -141,8 +142,13 @@ class Crowd:
         self._fleet.wake()
         self._go()
         async with self._moved:
-            await self._moved.wait_for(lambda: self._ready or self._fleet.hopeless or self._closed)
+            await self._moved.wait_for(lambda: self._ready or self._hopeless)
         return bool(self._ready)
+
+    @property
+    def _hopeless(self) -> bool:
+        # Before the definition is known, replicas of an earlier server may still answer.
+        return self._closed or (self._kit is not None and self._fleet.hopeless)
 
     def deployment(self) -> Deployment:
         """How it does."""
@@ -185,8 +191,9 @@ class Crowd:
                 await self._look(now)
                 look_at = now + LOOK_EVERY
             self._note_requests()
-            for action in self._fleet.settle(now):
-                self._do(action, now)
+            if self._kit is not None:  # else what was found serves as it is
+                for action in self._fleet.settle(now):
+                    self._do(action, now)
             await self._tell()
             wake = min(self._fleet.next_wake(now) or look_at, look_at)
             # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with news.
@@ -224,7 +231,7 @@ class Crowd:
 
     def _note_state(self) -> tuple[DeploymentState, str]:
         state, reason = self._fleet.state()
-        if state is not self._state:
+        if state is not self._state and self._kit is not None:
             self._state, self._changed = state, replicas.now_ms()
             log.info("exposed service", service=self.name, owner=self.owner, state=state.value, reason=reason)
         return state, reason
