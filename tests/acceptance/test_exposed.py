@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -605,6 +608,28 @@ def test_logs_in_order_with_times(web: Web) -> None:
     for wrong in ("0", "-1", "x", "99999999999999"):
         assert web.http.get(where, params={"tailLines": wrong}, auth=web.auth).status_code == 400
     assert web.http.get(where).status_code == 401
+
+
+def test_the_commands(web: Web) -> None:
+    def oscar(*words: str) -> str:
+        command = [sys.executable, "-m", "oscar", "service", *words]
+        home = web.at.data.with_name("home")
+        environment = {**web.at.environment(), "HOME": str(home), "XDG_CONFIG_HOME": str(home)}
+        done = subprocess.run(
+            command, check=False, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    web.apply("told")
+    web.reach("told", state="ready")
+    assert "ready" in oscar("deployment", "told")
+    assert "listening" in oscar("deployment-logs", "told", "--tail", "5", "-t")
+    assert json.loads(oscar("stop", "told", "--json"))["state"] == "stopped"
+    assert "stopped" not in oscar("start", "told")
+    web.reach("told", state="ready")
+    assert "ready" in oscar("restart", "told")
+    web.remove("told")
 
 
 def test_each_request_is_recorded(web: Web) -> None:

@@ -170,11 +170,6 @@ class Crowd:
         for name in self._lives:
             self._yard.logs.trim(name)
 
-    @property
-    def cpu(self) -> int:
-        """Millicores that its replicas may use."""
-        return sum(life.record.cpu for life in self._lives.values())
-
     # The work.
 
     def _go(self) -> None:
