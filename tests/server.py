@@ -62,15 +62,14 @@ class Server:
             **self.settings,
         }
 
-    def start(self, *words: str, until: str = "/system/info") -> None:
-        """Start it, and wait until it answers.
+    @property
+    def facts(self) -> Path:
+        """The file in which it says where it listens, and whose account it has."""
+        return self.data / "client.json"
 
-        Args:
-            words: options of `oscar serve`.
-            until: the path that must answer: this one does when the engine works, `/health` before that.
-        """
-        facts = self.data / "client.json"
-        facts.unlink(missing_ok=True)
+    def launch(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start it, with those options of `oscar serve`, and don't wait for it."""
+        self.facts.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "oscar", "serve", *words],
@@ -79,15 +78,25 @@ class Server:
                 stderr=log,
                 env=self.environment(),
             )
+        return self.process
+
+    def start(self, *words: str, until: str = "/system/info") -> None:
+        """Start it, and wait until it answers.
+
+        Args:
+            words: options of `oscar serve`.
+            until: the path that must answer: this one does when the engine works, `/health` before that.
+        """
+        process = self.launch(*words)
         deadline = time.monotonic() + START_WITHIN
-        while not (facts.exists() and self._answers(facts, until)):
-            if self.process.poll() is not None or time.monotonic() > deadline:
+        while not (self.facts.exists() and self._answers(until)):
+            if process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"the server did not start:\n{self.log.read_text(errors='replace')}")
             time.sleep(0.02)  # nobody tells when a process of ours listens
 
-    def _answers(self, facts: Path, path: str) -> bool:
-        said = json.loads(facts.read_text())
+    def _answers(self, path: str) -> bool:
+        said = json.loads(self.facts.read_text())
         account = (said["user"], said["password"])
         try:
             # Whose certificate it is, tests of TLS ask themselves.

@@ -82,7 +82,7 @@ def test_engine_missing_ends_the_server_with_one_line(stopped: Server, tmp_path:
     assert "Traceback" not in done.stdout + done.stderr
     told = [line for line in done.stderr.splitlines() if "[info" not in line]
     assert len(told) == 1, done.stderr
-    assert told[0].startswith("error: no engine works on this machine: ")
+    assert told[0].startswith("error: OSCAR_ENGINE: no engine works on this machine: ")
     assert "docker: docker can't be called" in told[0]
     assert "Install podman, docker or bubblewrap" in told[0]
 
