@@ -94,6 +94,8 @@ class Dispatcher:
                     await wake.wait()
 
     async def _idle_time(self) -> float:
+        if self._full:
+            return _LOOK_S
         try:
             soonest = await self._p.jobs.next_try()
         except OscarError:
@@ -101,8 +103,13 @@ class Dispatcher:
         # Jobs that are due wait for a place: the end of another job wakes us.
         return _LOOK_S if soonest is None or soonest <= 0 else min(soonest / 1000, _LOOK_S)
 
+    @property
+    def _full(self) -> bool:
+        # While that is so, a burst of new jobs costs no statements here; the end of one that runs wakes us.
+        return len(self._held) >= self._p.settings.running_limit
+
     async def _fill(self) -> None:
-        while True:
+        while not self._full:
             claimed = await self._p.jobs.claim(self._id, total=self._p.settings.running_limit, lease=LEASE_S)
             for job in claimed:
                 self._held[job.run_name] = job

@@ -51,7 +51,7 @@ def insert_jobs(connection: sa.Connection, new: Sequence[NewJob], sealer: Sealer
     for job in new:
         sealed = sealer.seal(job.callback.encode(), CALLBACK_PURPOSE) if job.callback else None
         rows = statement.rows(connection, {name: getattr(job, name) for name in _GIVEN} | {_SEALED: sealed})
-        inserted += [_job(dict(zip(_COLUMNS, row, strict=True))) for row in rows]
+        inserted += [plain_job(row) for row in rows]
     ids = {job.id for job in inserted}
     insert_requests(connection, [_request(job, job.origin) for job in new if job.origin and job.id in ids])
     return inserted
@@ -74,6 +74,11 @@ def _request(job: NewJob, origin: Origin) -> RequestRecord:
 def to_job(row: Any) -> Job:
     """A row of `jobs`, its payload only if that was asked for."""
     return _job(row._mapping)  # noqa: SLF001 - SQLAlchemy's public name for it
+
+
+def plain_job(row: Sequence[Any]) -> Job:
+    """All columns of `jobs`, in their order."""
+    return _job(dict(zip(_COLUMNS, row, strict=True)))
 
 
 def _job(values: Mapping[str, Any]) -> Job:

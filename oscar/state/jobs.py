@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from oscar.errors import Conflict, JobNotFound
 from oscar.model.job import ACTIVE, FINAL, TRANSITIONS, Job, JobState, NewJob, Verdict
 from oscar.model.quota import RESOURCES, Defaults, Resources, Room
-from oscar.state.job_rows import CALLBACK_PURPOSE, insert_jobs, to_job
+from oscar.state.direct import Direct
+from oscar.state.job_rows import CALLBACK_PURPOSE, insert_jobs, plain_job, to_job
 from oscar.state.quotas import rooms
 from oscar.state.store import Store, now_ms
 from oscar.state.tables import deliveries, jobs, services
@@ -47,6 +48,9 @@ class Jobs:
         """Work on that Store; `quotas` limit owners for whom nothing is stored."""
         self._store = store
         self._quotas = quotas or Defaults()
+        # Asked at every wake of the dispatcher.
+        held = jobs.c.lease_owner == sa.bindparam("in_owner")
+        self._cancelled = Direct(sa.select(jobs).where(_active(), held, jobs.c.cancel_requested))
 
     async def accept(self, new: Sequence[NewJob]) -> list[Job]:
         """Enqueue jobs in one transaction.
@@ -318,8 +322,7 @@ class Jobs:
 
     async def cancellations(self, owner: str) -> list[Job]:
         """Active jobs of that holder whose end was asked for."""
-        query = sa.select(jobs).where(_active(), jobs.c.lease_owner == owner, jobs.c.cancel_requested)
-        return await self._store.read(lambda connection: [to_job(row) for row in connection.execute(query)])
+        return [plain_job(row) for row in await self._store.look_up(self._cancelled, {"in_owner": owner})]
 
     async def delete(self, job_ids: Collection[str]) -> list[Job]:
         """Remove finished jobs; the removed ones."""
