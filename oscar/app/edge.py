@@ -81,11 +81,11 @@ class Edge:
             if incoming.service is not None:
                 scope["app"].state.platform.recorder.add(incoming, status=status, seconds=seconds)
             if scope["path"].startswith(_LOGGED):
-                line = _json_line if self._json else _line
-                sys.stdout.write(line(scope, incoming, status, seconds))
+                line = _line(scope, incoming, status, seconds)
+                sys.stdout.write(_json_line(scope, incoming, status, seconds) if self._json else line)
                 sys.stdout.flush()
                 if self._keep is not None:
-                    self._keep.write(_line(scope, incoming, status, seconds))
+                    self._keep.write(line)
 
 
 def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:
