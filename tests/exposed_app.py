@@ -33,6 +33,8 @@ async def body_of(reader: StreamReader, headers: "dict[str, str]") -> AsyncItera
     left = int(headers.get("content-length", 0))
     while left:
         data = await reader.read(min(left, len(BLOCK)))
+        if not data:
+            raise asyncio.IncompleteReadError(data, left)
         left -= len(data)
         yield data
 

@@ -138,6 +138,7 @@ def shown_by(scope: Scope, name: str) -> exposed.Shown:
         rules.first(headers, b"authorization"),
         rules.token(scope["query_string"]),
         rules.cookie(headers, exposed.cookie_name(name)),
+        scope["client"][0] if scope.get("client") else "",
     )
 
 

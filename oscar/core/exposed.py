@@ -26,6 +26,7 @@ from oscar.errors import (
     OscarError,
     RunNotFound,
     ServiceNotFound,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
 )
@@ -142,6 +143,8 @@ class Shown:
     """Of `?token=`."""
     cookie: str | None = None
     """Of our own cookie."""
+    address: str = ""
+    """Where the request came from: wrong log-ins are counted by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +223,8 @@ async def _admit(p: Platform, known: Known, shown: Shown) -> Admission:
         return Admission(
             known,
             None,
-            strip_authorization=await _is_ours(p, known, shown.authorization),
-            strip_token=await _is_ours(p, known, f"Bearer {shown.token}" if shown.token else None),
+            strip_authorization=await _is_ours(p, known, shown.authorization, shown.address),
+            strip_token=await _is_ours(p, known, f"Bearer {shown.token}" if shown.token else None, ""),
         )
     if expose.auth_type == "basic":
         if shown.authorization and _is_service_login(known, shown.authorization):
@@ -245,7 +248,7 @@ async def authenticate(p: Platform, known: Known, shown: Shown) -> Admission:
     presented = shown.authorization or (f"Bearer {shown.token}" if shown.token else None)
     if presented is None:
         raise _refusal(known, "Log in with a token of the service or of yours")
-    caller = _permitted(await users.identify(p, presented), known)
+    caller = _permitted(await _identify(p, presented, shown.address), known)
     if shown.token is None or shown.authorization is not None:
         return Admission(known, caller)
     lifetime = _lifetime(shown.token)
@@ -272,27 +275,58 @@ def _token_caller(known: Known) -> Caller:
 
 def _is_service_login(known: Known, authorization: str) -> bool:
     """Whether it is basic authentication with the service's name and token."""
-    scheme, _, value = authorization.partition(" ")
-    if scheme.lower() != "basic":
-        return False
-    try:
-        user, _, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
-    except ValueError:  # not base64, not ASCII, not UTF-8
-        return False
+    user, password = _basic(authorization)
     right = hmac.compare_digest(user.encode(), known.row.name.encode())
     return right & hmac.compare_digest(password.encode(), known.row.token.encode())
 
 
-async def _is_ours(p: Platform, known: Known, authorization: str | None) -> bool:
-    """Whether it proves somebody here, other than by the service's own token, which its server knows anyway."""
+def _basic(authorization: str) -> tuple[str, str]:
+    """User and password of basic authentication; empty when it is something else."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return "", ""
+    try:
+        user, _, password = base64.b64decode(value.strip(), validate=True).decode().partition(":")
+    except ValueError:  # not base64, not ASCII, not UTF-8
+        return "", ""
+    return user, password
+
+
+async def _identify(p: Platform, authorization: str, address: str) -> Caller:
+    """Who that proves; wrong ones count as on every route, so that nobody can try out passwords here.
+
+    Raises:
+        Unauthorized (401), TooManyRequests (429).
+    """
+    p.failures.check(address, "Too many wrong log-ins from this address")
+    try:
+        return await users.identify(p, authorization)
+    except Unauthorized:
+        p.failures.take(address)
+        raise
+
+
+async def _is_ours(p: Platform, known: Known, authorization: str | None, address: str) -> bool:
+    """Whether it proves somebody here, other than by the service's own token, which its server knows anyway.
+
+    Raises:
+        TooManyRequests (429): too many wrong passwords of the administrator: the server would see which is right.
+    """
     if authorization is None or _is_service_login(known, authorization):
         return False
     if hmac.compare_digest(authorization.encode(), f"Bearer {known.row.token}".encode()):
         return False
     try:
-        await users.identify(p, authorization)
+        if authorization[:6].lower() != "basic ":
+            await users.identify(p, authorization)
+        elif _basic(authorization)[0] == p.settings.username:
+            await _identify(p, authorization, address)
+        else:
+            return False  # of the application: the platform knows one name only
     except Unauthorized:
         return False
+    except TooManyRequests:
+        raise
     except OscarError:
         return True  # it can't be told now
     return True

@@ -430,6 +430,30 @@ def test_without_log_in_the_services_own_passes_and_ours_stays(web: Web) -> None
     web.remove("second")
 
 
+def test_nobody_tries_out_passwords_of_the_administrator(tmp_path: Path) -> None:
+    with servers.running(tmp_path / "data", OSCAR_LOGIN_FAILURES="6") as at:
+        web = Web(at)
+        web.apply("open")
+        web.apply("gate", expose={"set_auth": True, "auth_type": "forward"})
+        for _ in range(20):
+            assert web.get("open", auth=("somebody", "of the application")).status_code == 200
+        tried = [web.get("open", auth=(at.user, f"guess{number}")).status_code for number in range(3)]
+        assert tried == [200, 200, 200]
+        tried = [web.get("gate", auth=(at.user, f"guess{number}")).status_code for number in range(10)]
+        assert tried[0] == 401
+        assert tried[-1] == 429
+        assert web.get("open", auth=web.auth).status_code == 429, (
+            "not even the right one is told from wrong ones"
+        )
+        assert web.get("open").status_code == 200
+        deadline = time.monotonic() + 90
+        while web.http.get("/system/services", auth=web.auth).status_code == 429:
+            assert time.monotonic() < deadline
+            time.sleep(1)  # until the count has gone down
+        web.remove("open")
+        web.remove("gate")
+
+
 def test_cors(web: Web) -> None:
     path = "/system/services/app/exposed/"
     asks = {"Origin": "https://dashboard.example.org", "Access-Control-Request-Method": "PUT"}
