@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from oscar.api.deps import C, P, problems, read_json
+from oscar.api.deps import C, P, body_of, problems, read_model
 from oscar.core import storage
 from oscar.core.jobs import rfc3339
-from oscar.model.fields import invalid_field
 
 router = APIRouter(tags=["buckets"])
 
@@ -35,22 +34,6 @@ class PresignRequest(BaseModel):
     extra_headers: dict[str, str] | None = None
 
 
-M = TypeVar("M", bound=BaseModel)
-
-
-async def _read(request: Request, model: type[M]) -> M:
-    # Not by a parameter of the route: the framework reads that before it asks who calls, however large it is.
-    try:
-        return model.model_validate(await read_json(request))
-    except ValidationError as error:
-        raise invalid_field(error) from None
-
-
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    content = {"application/json": {"schema": model.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
 @router.get("/system/buckets", summary="List buckets", responses=problems(401, 403))
 async def list_buckets(p: P, caller: C) -> list[dict[str, Any]]:
     return await storage.list_all(p, caller)
@@ -61,10 +44,10 @@ async def list_buckets(p: P, caller: C) -> list[dict[str, Any]]:
     summary="Create bucket",
     status_code=201,
     responses=problems(400, 401, 403, 413, 507),
-    openapi_extra=_body(BucketRequest),
+    openapi_extra=body_of(BucketRequest),
 )
 async def create_bucket(p: P, caller: C, request: Request) -> Response:
-    bucket = await _read(request, BucketRequest)
+    bucket = await read_model(request, BucketRequest)
     await storage.create(
         p,
         caller,
@@ -80,10 +63,10 @@ async def create_bucket(p: P, caller: C, request: Request) -> Response:
     summary="Update bucket",
     status_code=204,
     responses=problems(400, 401, 403, 404, 413),
-    openapi_extra=_body(BucketRequest),
+    openapi_extra=body_of(BucketRequest),
 )
 async def update_bucket(p: P, caller: C, request: Request) -> Response:
-    bucket = await _read(request, BucketRequest)
+    bucket = await read_model(request, BucketRequest)
     await storage.update(
         p,
         caller,
@@ -121,10 +104,10 @@ async def delete_bucket(
     "/system/buckets/{bucket}/presign",
     summary="Generate presigned URL",
     responses=problems(400, 401, 403, 404, 413),
-    openapi_extra=_body(PresignRequest),
+    openapi_extra=body_of(PresignRequest),
 )
 async def presign(p: P, caller: C, bucket: str, request: Request) -> dict[str, Any]:
-    wanted = await _read(request, PresignRequest)
+    wanted = await read_model(request, PresignRequest)
     method, url, seconds, headers = await storage.presign(
         p,
         caller,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from oscar.api.deps import C, Owner, P, problems
+from oscar.api.deps import C, Owner, P, body_of, problems, read_model
 from oscar.core import volumes
 
 router = APIRouter(tags=["volumes"])
@@ -29,9 +29,11 @@ async def list_volumes(p: P, caller: C) -> list[dict[str, Any]]:
     "/system/volumes",
     summary="Create volume",
     status_code=201,
-    responses=problems(400, 401, 403, 409, 502, 507),
+    responses=problems(400, 401, 403, 409, 413, 502, 507),
+    openapi_extra=body_of(VolumeRequest),
 )
-async def create_volume(p: P, caller: C, volume: VolumeRequest) -> dict[str, Any]:
+async def create_volume(p: P, caller: C, request: Request) -> dict[str, Any]:
+    volume = await read_model(request, VolumeRequest)
     return await volumes.create(p, caller, name=volume.name, size=volume.size)
 
 

@@ -54,7 +54,7 @@ class Names:
 
     def fill(self, text: str) -> str:
         """The text with its placeholders filled in."""
-        for name in ("new", "service", "failing", "done", "running", "bucket", "full", "used"):
+        for name in ("new", "service", "failing", "done", "running", "bucket", "used", "exposed", "volume"):
             if f"{{{name}}}" in text:
                 text = text.replace(f"{{{name}}}", self[name])
         return text
@@ -85,6 +85,16 @@ class Names:
     def _bucket(self) -> str:
         return self.scene.bucket()
 
+    def _exposed(self) -> str:
+        return self.scene.service("exec sleep 600", expose={"api_port": 8080})
+
+    def _volume(self) -> str:
+        name = self["new"]
+        self.known.pop("new")
+        answer = self.scene.http.post("/system/volumes", json={"name": name, "size": "256Mi"})
+        assert answer.status_code == 201, answer.text
+        return name
+
     def _used(self) -> str:
         bucket = self.scene.bucket()
         self.scene.service(input=[{"storage_provider": "minio", "path": f"{bucket}/in"}])
@@ -97,6 +107,10 @@ JOB = {"serviceName": "{service}", "jobName": "{done}"}
 BUSY = {"serviceName": "{service}", "jobName": "{running}"}
 NO_JOB = {"serviceName": "{service}", "jobName": "none-0"}
 FREE = {"bucket": "{bucket}"}
+USER = {"userId": "somebody"}
+EXPOSED = {"serviceName": "{exposed}"}
+VOLUME = {"name": "{new}", "size": "256Mi"}
+CHANGES = ("POST", "PUT", "DELETE")
 LINK = {"object_key": "in/a", "operation": "upload"}
 
 CALLS = [
@@ -289,10 +303,39 @@ CALLS += [
         for method in ("POST", "PUT", "DELETE")
         for status, names, code in ((501, ONE, "not_enabled"), (404, NONE, "service_not_found"))
     ),
+    # Exposed services; what they do is tested with the services themselves
+    Call("GET /system/services/{serviceName}/auth", 200, EXPOSED),
+    Call("GET /system/services/{serviceName}/auth", 404, NONE, code="service_not_found"),
+    Call("GET /system/services/{serviceName}/deployment", 200, ONE),
+    Call("GET /system/services/{serviceName}/deployment", 404, NONE, code="service_not_found"),
+    Call("GET /system/services/{serviceName}/deployment/logs", 200, ONE),
+    Call("GET /system/services/{serviceName}/deployment/logs", 404, NONE, code="service_not_found"),
+    Call("POST /system/services/{serviceName}/stop", 200, EXPOSED, check=lambda s: s["state"] == "stopped"),
+    Call("POST /system/services/{serviceName}/stop", 400, ONE),
+    Call("POST /system/services/{serviceName}/stop", 404, NONE, code="service_not_found"),
+    Call("POST /system/services/{serviceName}/start", 200, EXPOSED),
+    Call("POST /system/services/{serviceName}/start", 400, ONE),
+    Call("POST /system/services/{serviceName}/start", 404, NONE, code="service_not_found"),
+    Call("POST /system/services/{serviceName}/restart", 200, EXPOSED),
+    Call("POST /system/services/{serviceName}/restart", 400, ONE),
+    Call("POST /system/services/{serviceName}/restart", 404, NONE, code="service_not_found"),
+    # Volumes
+    Call("GET /system/volumes", 200, check=lambda said: isinstance(said, list)),
+    Call("POST /system/volumes", 201, json=VOLUME, check=lambda said: said["name"]),
+    Call("POST /system/volumes", 400, json=VOLUME | {"name": "A b"}, at="name"),
+    Call("POST /system/volumes", 400, json=VOLUME | {"size": "much"}, at="size"),
+    Call("POST /system/volumes", 400, json={"size": "64Mi"}, at="name"),
+    Call("POST /system/volumes", 409, json=VOLUME | {"name": "{volume}"}, code="conflict"),
+    Call("POST /system/volumes", 413, content=HUGE_DEFINITION, code="body_too_large", at="body"),
+    Call("GET /system/volumes/{volumeName}", 200, {"volumeName": "{volume}"}),
+    Call("GET /system/volumes/{volumeName}", 404, {"volumeName": "none"}, code="volume_not_found"),
+    Call("DELETE /system/volumes/{volumeName}", 204, {"volumeName": "{volume}"}),
+    Call("DELETE /system/volumes/{volumeName}", 404, {"volumeName": "none"}, code="volume_not_found"),
 ]
 NOT_ENABLED = {f"{method} {path}" for path in FEDERATION for method in ("POST", "PUT", "DELETE")}
 """Routed, and refused to everybody in this release."""
-OPEN = {"GET /health"}
+OPEN = {"GET /health", "GET /system/services/{serviceName}/auth"}
+"""The second one is itself the question who may enter."""
 WITHOUT_INPUT = {
     *OPEN,
     "GET /system/info",
@@ -302,6 +345,7 @@ WITHOUT_INPUT = {
     "GET /system/buckets",
     "GET /system/quotas/user",
     "GET /system/quotas/user/{userId}",
+    "GET /system/volumes",
 }
 """What can only be refused to who calls, which `test_without_credentials` does for all."""
 FOR_TOKENS = {
@@ -404,7 +448,9 @@ def test_a_service_token_opens_only_what_it_is_for(scene: Scene) -> None:
             if "{" in template
             else template
         )
-        body = json.dumps({"bucket_name": bucket, **LINK, **SERVICE, "name": service}).encode()
+        body = json.dumps(
+            {"bucket_name": bucket, **LINK, **SERVICE, "size": "64Mi", "name": service}
+        ).encode()
         content = body if method in {"POST", "PUT"} else None
         answer = scene.bearer(service, method, path, content=content)
         if route not in FOR_TOKENS:
