@@ -6,6 +6,7 @@ makes the object visible. The states and what may follow which are in `model.job
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from oscar.errors import Conflict, JobNotFound
-from oscar.model.job import ACTIVE, FINAL, TRANSITIONS, Job, JobState, NewJob, Verdict
+from oscar.model.job import FINAL, TRANSITIONS, Job, JobState, NewJob, Verdict
 from oscar.model.quota import RESOURCES, Defaults, Resources, Room
 from oscar.state.direct import Direct
 from oscar.state.job_rows import CALLBACK_PURPOSE, insert_jobs, plain_job, to_job
@@ -245,12 +246,7 @@ class Jobs:
 
     async def advance(self, job: Job, state: JobState, *, started: int | None = None) -> bool:
         """Move an active job on within its attempt; False when the lease is not ours any more."""
-        before = [source.value for source, targets in TRANSITIONS.items() if state in targets]
-        values: dict[str, Any] = {"state": state.value, "updated": now_ms()}
-        if started is not None:
-            values["started"] = started
-        statement = jobs.update().where(_held(job), jobs.c.state.in_(before)).values(**values)
-        return await self._store.write(lambda connection: connection.execute(statement).rowcount == 1)
+        return await self._changed(_advance(state), job, {"new_started": started})
 
     async def settle(
         self,
@@ -266,28 +262,24 @@ class Jobs:
         our_failures: int,
     ) -> bool:
         """Record an attempt's end, for good or queued again; False when the lease is not ours any more."""
-        final = verdict.state in FINAL
-        values: dict[str, Any] = {
-            "state": verdict.state.value,
-            "reason": reason,
-            "message": message,
-            "exit_code": exit_code,
-            "script_failures": script_failures,
-            "our_failures": our_failures,
-            "lease_owner": None,
-            "lease_token": None,
-            "lease_until": None,
-            "updated": now_ms(),
+        values = {
+            "new_state": verdict.state.value,
+            "new_reason": reason,
+            "new_message": message,
+            "new_exit_code": exit_code,
+            "new_script_failures": script_failures,
+            "new_our_failures": our_failures,
+            "new_started": started,
+            "new_finished": finished,
+            "delay": int(verdict.delay * 1000),
         }
-        if started is not None:
-            values["started"] = started
-        if final:
-            values["finished"] = finished if finished is not None else now_ms()
-            values["callback_state"] = sa.case((jobs.c.callback_sealed.is_not(None), "due"), else_=None)
-        else:
-            values["next_try"] = now_ms() + int(verdict.delay * 1000)
-        statement = jobs.update().where(_held(job)).values(**values)
-        return await self._store.write(lambda connection: connection.execute(statement).rowcount == 1)
+        return await self._changed(_settle(final=verdict.state in FINAL), job, values)
+
+    async def _changed(self, statement: Direct, job: Job, values: Mapping[str, Any]) -> bool:
+        held = {"job": job.id, "try": job.attempt, "token": job.lease_token}
+        return await self._store.write(
+            lambda connection: bool(statement.rows(connection, {**values, **held}))
+        )
 
     async def request_cancel(self, job_id: str) -> Job:
         """Cancel a waiting job at once, mark an active one; a finished one is left.
@@ -421,13 +413,49 @@ def _active() -> Any:
     return sa.literal_column("jobs.state IN ('submitting','submitted','running','settling')", sa.Boolean)
 
 
-def _held(job: Job) -> Any:
+# Of every job four times: made and compiled once, because that costs more than to run them.
+
+
+def _new(column: str) -> Any:
+    return sa.bindparam(f"new_{column}", type_=jobs.c[column].type)
+
+
+def _held() -> Any:
     return (
-        (jobs.c.id == job.id)
-        & (jobs.c.attempt == job.attempt)
-        & (jobs.c.lease_token == job.lease_token)
-        & jobs.c.state.in_([state.value for state in ACTIVE])
+        (jobs.c.id == sa.bindparam("job", type_=jobs.c.id.type))
+        & (jobs.c.attempt == sa.bindparam("try", type_=jobs.c.attempt.type))
+        & (jobs.c.lease_token == sa.bindparam("token", type_=jobs.c.lease_token.type))
+        & _active()
     )
+
+
+def _started() -> Any:
+    return sa.func.coalesce(_new("started"), jobs.c.started)
+
+
+@functools.cache
+def _advance(state: JobState) -> Direct:
+    before = ",".join(f"'{source.value}'" for source, targets in TRANSITIONS.items() if state in targets)
+    return Direct(
+        jobs.update()
+        .where(_held(), sa.literal_column(f"jobs.state IN ({before})", sa.Boolean))
+        .values(state=state.value, updated=now_ms(), started=_started())
+        .returning(jobs.c.id)
+    )
+
+
+@functools.cache
+def _settle(*, final: bool) -> Direct:
+    columns = ("state", "reason", "message", "exit_code", "script_failures", "our_failures")
+    values: dict[str, Any] = {name: _new(name) for name in columns}
+    values |= {"started": _started(), "updated": now_ms()}
+    values |= {name: sa.null() for name in ("lease_owner", "lease_token", "lease_until")}
+    if final:
+        values["finished"] = sa.func.coalesce(_new("finished"), now_ms())
+        values["callback_state"] = sa.case((jobs.c.callback_sealed.is_not(None), "due"), else_=None)
+    else:
+        values["next_try"] = now_ms() + sa.bindparam("delay", type_=jobs.c.next_try.type)
+    return Direct(jobs.update().where(_held()).values(values).returning(jobs.c.id))
 
 
 @dataclass(frozen=True, slots=True)
