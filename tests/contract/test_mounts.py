@@ -18,7 +18,7 @@ from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.mount_rclone import probe
 from oscar.errors import ObjectNotFound
 from oscar.model.job import Trouble
-from tests import s3_server
+from tests import s3_server, webdav_servers
 from tests.computing import BUCKET, Machine, Server
 from tests.contract.conftest import CONTAINERS
 
@@ -243,6 +243,32 @@ def test_left_over_mounts_of_a_killed_server_are_removed(machine: Machine, share
         assert left(machine) == []
 
     live(machine, first, second)
+
+
+@WAYS
+def test_a_webdav_server(machine: Machine, share: Share, way: str, tmp_path: Path) -> None:
+    async def scenario(server: Server, compute: LocalCompute) -> None:
+        if way == "mirror":
+            compute._mounts._way = asyncio.create_task(asyncio.sleep(0, "not here"))
+        how: dict[str, Any] = {
+            "mount": {"storage_provider": "webdav.far", "path": "folder/deep"},
+            "storage_providers": {"webdav": {"far": far}},
+        }
+        script = "cd /mnt/folder/deep; cat note; echo after > note; echo new > made"
+        order = server.order(script, **how)
+        await compute.submit(order)
+        end = await server.done(order.name)
+        assert (end.trouble, end.message) == (None, None)
+        assert "before" in await server.text(order.name)
+
+    with webdav_servers.wsgidav(tmp_path) as files:
+        far = {"hostname": files.url, "login": webdav_servers.USER, "password": webdav_servers.PASSWORD}
+        deep = files.folder / "folder" / "deep"
+        deep.mkdir(parents=True)
+        (deep / "note").write_text("before\n")
+        live(machine, scenario)
+        assert (deep / "note").read_text() == "after\n"
+        assert (deep / "made").read_text() == "new\n"
 
 
 @WAYS

@@ -13,7 +13,6 @@ from oscar.compute.local.engine import Engine, Mount
 from oscar.compute.local.mounts import Mounts
 from oscar.compute.local.volumes import Volumes
 from oscar.errors import Unsupported
-from oscar.model.object import Producer
 from oscar.model.service import Service
 from oscar.model.volume import key_of
 
@@ -97,15 +96,13 @@ class Attachments:
         """Before another script in a sandbox that was there before."""
         await self._mounts.refresh(holder)
 
-    async def flush(
-        self, holder: str, service: Service, say: Say = _silent, producer: Producer | None = None
-    ) -> None:
+    async def flush(self, holder: str, service: Service, say: Say = _silent) -> None:
         """After a script: what it wrote into its mount is stored when this returns.
 
         Raises:
             OscarError: it is not, with the words of who refused.
         """
-        await self._mounts.flush(holder, service, say, producer)
+        await self._mounts.flush(holder, service, say)
 
     async def detach(self, holder: str) -> None:
         """The sandbox is gone. Silent if there is nothing of it."""

@@ -257,9 +257,8 @@ class Attempt:
     async def _store_mount(self, *, failed: bool = False) -> None:
         """Have all stored that the script wrote into its mount, whatever became of it."""
         run = await self._order()
-        producer = Producer(run.job_id, run.hops)
         try:
-            await self._around.attachments.flush(self._sandbox, run.service, self._say, producer)
+            await self._around.attachments.flush(self._sandbox, run.service, self._say)
         except OscarError as error:
             if not failed:
                 raise

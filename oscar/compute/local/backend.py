@@ -29,7 +29,7 @@ from oscar.compute.local.workers import Workers
 from oscar.errors import EngineError, ImageError, RunNotFound, StorageFull, Unsupported
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
-from oscar.objects.base import ObjectStore
+from oscar.objects.base import FileStore, ObjectStore
 from oscar.supervisor.providers import Clients, Providers
 
 _TRIM_EVERY = 2.0
@@ -76,7 +76,7 @@ class LocalCompute:
         def providers(run: Run) -> Providers:
             return Providers(run.service, own(run), self._clients)
 
-        def mounted(service: Service) -> ObjectStore:
+        def mounted(service: Service) -> FileStore:
             place = service.mount
             return Providers(service, store, self._clients).open(place.storage_provider if place else "")
 

@@ -1,7 +1,7 @@
 """A `mount` without FUSE: a folder that is made like the bucket before the script, and the bucket like it afterwards.
 
 Called by `mounts` where rclone can't mount. `mount_merge` says what is to be done; this does it, with any
-`ObjectStore`. A script's folder is not trusted: links are neither followed nor stored.
+`FileStore`. A script's folder is not trusted: links are neither followed nor stored.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from oscar.compute.local.mount_merge import Act, Same, Step, merge
 from oscar.errors import BucketNotFound, ObjectNotFound, StorageError, StorageFull
-from oscar.model.object import Producer
-from oscar.objects.base import Found, ObjectStore
+from oscar.objects.base import FileStore, Found
 
 PARALLEL = 4
 LARGEST = 100_000
@@ -44,7 +43,7 @@ class Mirror:
     def __init__(
         self,
         place: Path,
-        store: ObjectStore,
+        store: FileStore,
         bucket: str,
         prefix: str,
         *,
@@ -71,19 +70,18 @@ class Mirror:
         """
         await asyncio.to_thread(_make_open, self.data)
         async with self._turn:
-            await self._even(None)
+            await self._even()
 
-    async def push(self, producer: Producer | None = None, *, resting: float = 0.0) -> None:
+    async def push(self, *, resting: float = 0.0) -> None:
         """Make the bucket like the folder. Raises as `pull`.
 
         Args:
-            producer: the job that did the changes.
             resting: seconds for which a file must not have changed to be looked at: a program may be writing it.
         """
         async with self._turn:
-            await self._even(producer, resting)
+            await self._even(resting)
 
-    async def _even(self, producer: Producer | None, resting: float = 0.0) -> None:
+    async def _even(self, resting: float = 0.0) -> None:
         before = await asyncio.to_thread(self._remembered)
         here = await asyncio.to_thread(self._here)
         found = await self._there()
@@ -103,16 +101,16 @@ class Mirror:
         if need > await asyncio.to_thread(lambda: shutil.disk_usage(self._place).free) - _ROOM:
             raise StorageFull(f"the mounted folder has {need} bytes more than the disk of the server takes")
         try:
-            await self._do(steps, before, producer)
+            await self._do(steps, before)
         finally:
             await asyncio.to_thread(self._remember, before | later)
 
-    async def _do(self, steps: Sequence[Step], alike: dict[str, Same], producer: Producer | None) -> None:
+    async def _do(self, steps: Sequence[Step], alike: dict[str, Same]) -> None:
         pending = iter(steps)
 
         async def worker() -> None:
             for step in pending:
-                same = await self._step(step, producer)
+                same = await self._step(step)
                 if same is None:
                     alike.pop(step.name, None)
                 else:
@@ -125,7 +123,7 @@ class Mirror:
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
-    async def _step(self, step: Step, producer: Producer | None) -> Same | None:
+    async def _step(self, step: Step) -> Same | None:
         key = self._prefix + step.name
         match step.act:
             case Act.FETCH:
@@ -135,7 +133,7 @@ class Mirror:
                     self._say(
                         f"mount: {step.name} was changed here and in the bucket; the one from here is kept"
                     )
-                return await self._put(step.name, key, producer)
+                return await self._put(step.name, key)
             case Act.DROP_HERE:
                 await asyncio.to_thread(self._drop, step.name)
             case Act.DROP_THERE:
@@ -153,7 +151,7 @@ class Mirror:
         look = await asyncio.to_thread(self._put_in_place, draft, name)
         return Same(look, found.etag) if look else None
 
-    async def _put(self, name: str, key: str, producer: Producer | None) -> Same | None:
+    async def _put(self, name: str, key: str) -> Same | None:
         try:
             folder = await asyncio.to_thread(self._open_parent, name)
         except OSError:
@@ -163,9 +161,7 @@ class Mirror:
             look = _look(os.stat(base, dir_fd=folder, follow_symlinks=False))
             if look is None:
                 return None
-            stored = await self._store.upload(
-                self._bucket, key, Path(f"/dev/fd/{folder}", base), producer=producer
-            )
+            stored = await self._store.upload(self._bucket, key, Path(f"/dev/fd/{folder}", base))
         except FileNotFoundError:
             return None
         finally:

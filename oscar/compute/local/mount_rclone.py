@@ -20,6 +20,7 @@ from pathlib import Path
 from oscar.compute.local.pids import end_of
 from oscar.errors import EngineError, InvalidField, StorageError
 from oscar.model.storage import MinIOProvider, S3Provider, WebDavProvider
+from oscar.objects.webdav import address
 
 REMOTE = "mounted"
 _PREFIX = f"RCLONE_CONFIG_{REMOTE.upper()}_"
@@ -97,10 +98,9 @@ def remote(provider: MinIOProvider | S3Provider | WebDavProvider, *, password: s
                 "NO_CHECK_BUCKET": "true",
             }
         case WebDavProvider():
-            host = provider.hostname
             values = {
                 "TYPE": "webdav",
-                "URL": host if "://" in host else f"https://{host}",
+                "URL": address(provider.hostname, "storage_providers.webdav"),
                 "VENDOR": "other",
                 "USER": provider.login,
                 "PASS": password,

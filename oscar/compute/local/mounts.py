@@ -25,10 +25,9 @@ from oscar.compute.local.mount_rclone import RcloneMount, obscured, probe, remot
 from oscar.compute.local.trees import remove_tree
 from oscar.errors import EngineError, InvalidField, OscarError, StorageError, Unsupported
 from oscar.model.mount import flags, is_read_only
-from oscar.model.object import Producer
 from oscar.model.service import MOUNTS, Service
 from oscar.model.storage import MinIOProvider, ProviderType, S3Provider, StorageIOConfig, WebDavProvider
-from oscar.objects.base import ObjectStore
+from oscar.objects.base import FileStore
 from oscar.supervisor.plan import is_own
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
@@ -65,7 +64,7 @@ class Mounts:
         self,
         folder: Path,
         engine: Engine,
-        stores: Callable[[Service], ObjectStore],
+        stores: Callable[[Service], FileStore],
         own: Callable[[Service], Awaitable[MinIOProvider]] | None,
     ) -> None:
         self._folder = folder
@@ -145,7 +144,7 @@ class Mounts:
         if held is not None and held.mirror is not None:
             await held.mirror.pull()
 
-    async def flush(self, holder: str, service: Service, say: Say, producer: Producer | None = None) -> None:
+    async def flush(self, holder: str, service: Service, say: Say) -> None:
         """After a script: all that it wrote is in the bucket when this returns.
 
         Raises:
@@ -162,7 +161,7 @@ class Mounts:
         if held.mirror is None:  # of an earlier server
             held.mirror = self._mirror(held, service, service.mount, say)
         await self._engine.own(held.place / "data")
-        await held.mirror.push(producer)
+        await held.mirror.push()
 
     async def detach(self, holder: str) -> None:
         """Unmount it; what is not flushed is lost, except of a live mirror. Silent if there is none."""
@@ -234,13 +233,11 @@ class Mounts:
         return found
 
     def _mirror(self, held: _Held, service: Service, mount: StorageIOConfig, say: Say) -> Mirror:
-        webdav = mount.provider.type is ProviderType.WEBDAV
-        bucket, prefix = ("", mount.path) if webdav else (mount.bucket, mount.folder)
         return Mirror(
             held.place,
             self._stores(service),
-            bucket,
-            prefix,
+            mount.bucket,
+            mount.folder,
             read_only=is_read_only(mount.options),
             say=say,
         )

@@ -211,8 +211,7 @@ class Workers:
             reusable = False
             reply = await self._ask(worker, run, planned)
             if run.service.mount and self._attachments:
-                producer = Producer(run.job_id, run.hops)
-                await self._attachments.flush(worker.name, run.service, said.append, producer)
+                await self._attachments.flush(worker.name, run.service, said.append)
             if reply.left:
                 # Nothing may change the files while they are read.
                 await worker.kill()
