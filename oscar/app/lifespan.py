@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from oscar import telemetry
 from oscar.api.exposed_ports import NodePorts
-from oscar.app.s3 import open_blobs, open_objects, open_store
+from oscar.app.s3 import MIB, open_blobs, open_objects, open_store
 from oscar.app.start import Start
 from oscar.compute.base import Compute, Exposes
 from oscar.compute.local.backend import LocalCompute
@@ -225,7 +225,7 @@ def _platform(
         services=Services(store),
         jobs=Jobs(store, settings.quota_defaults),
         users=Users(store),
-        payloads=Payloads(settings.data / "payloads"),
+        payloads=Payloads(settings.data / "payloads", reserve=settings.disk_reserve * MIB),
         objects=opened.objects,
         buckets=opened.objects,
         compute=compute,

@@ -87,6 +87,7 @@ async def accept(
     parts = [part for part in split(event) if not all(is_premature(record) for record in part.records)]
     if event.records and not parts:
         return Accepted([])
+    p.payloads.check_space(len(body))
     if not event.records:
         parts = [event]
     seed = None

@@ -21,9 +21,10 @@ _YOUNG_S = 600.0
 class Payloads:
     """A folder of immutable bodies."""
 
-    def __init__(self, folder: Path) -> None:
-        """Work in that folder, made when absent."""
+    def __init__(self, folder: Path, *, reserve: int = 0) -> None:
+        """Work in that folder, made when absent; `reserve` bytes of its disk are to stay free."""
         self._folder = folder
+        self._reserve = reserve
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def write(self, body: bytes) -> str:
@@ -50,6 +51,16 @@ class Payloads:
                 raise StorageFull from error
             raise
         return name
+
+    def check_space(self, size: int) -> None:
+        """Refuse what would leave less of the disk than the reserve.
+
+        Raises:
+            StorageFull: so many more bytes would.
+        """
+        disk = os.statvfs(self._folder)
+        if disk.f_bavail * disk.f_frsize < size + self._reserve:
+            raise StorageFull
 
     def path(self, name: str) -> Path:
         """Where the body of that name lies."""
