@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,24 @@ def test_the_command_line(server: Server, home: Path) -> None:
     oscar(server, home, "volume", "create", "typed", "200Mi", code=3)
     oscar(server, home, "volume", "delete", "typed")
     oscar(server, home, "volume", "get", "typed", code=3)
+
+
+def test_a_start_removes_what_a_crash_left_half_made(tmp_path: Path) -> None:
+    """A row without its place, a place without an end, and a service deleted before its volume."""
+    with servers.running(tmp_path / "data") as server:
+        with http(server) as client:
+            for name in ("making", "removing", "whole"):
+                body = {"name": name, "size": "200Mi"}
+                assert client.post("/system/volumes", json=body).status_code == 201
+            create(client, "gone", "true", volume={"size": "200Mi", "mount_path": "/data"})
+        server.kill()
+        with sqlite3.connect(server.data / "oscar.db") as database:
+            database.execute("UPDATE volumes SET phase = 'Pending' WHERE name = 'making'")
+            database.execute("UPDATE volumes SET phase = 'Terminating' WHERE name = 'removing'")
+            database.execute("DELETE FROM volume_attachments")
+            database.execute("DELETE FROM services")
+        server.start()
+        with http(server) as client:
+            assert [each["name"] for each in client.get("/system/volumes").json()] == ["whole"]
+        places = [path.name for path in (server.data / "volumes").iterdir()]
+        assert [name.startswith("whole-") for name in places] == [True]

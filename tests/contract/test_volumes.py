@@ -203,3 +203,19 @@ def test_nothing_stays_mounted(machine: Machine) -> None:
 
     live(machine, True, scenario)
     assert str(machine.folder) not in Path("/proc/mounts").read_text()
+
+
+def test_a_measured_volume_hides_nothing_in_deep_folders(machine: Machine) -> None:
+    async def scenario(server: Server, compute: LocalCompute) -> None:
+        await compute.create_volume(key(OWNER, "deep"), MIB)
+        script = """
+            cd /data; name=$(printf %0200d 0); i=0
+            while [ $i -lt 40 ]; do mkdir $name && cd $name; i=$((i+1)); done
+            dd if=/dev/zero of=large bs=1048576 count=2 conv=fsync
+        """
+        how: dict[str, Any] = {"owner": OWNER, "volume": block("deep")}
+        assert (await server.run(script, **how)).trouble is None
+        assert (await compute.volume_usage(key(OWNER, "deep"))).used > 2 * MIB
+        await compute.delete_volume(key(OWNER, "deep"))
+
+    live(machine, False, scenario)

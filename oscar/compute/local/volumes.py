@@ -23,7 +23,7 @@ from pathlib import Path
 from oscar import telemetry
 from oscar.compute.base import VolumeUsage
 from oscar.compute.local.engine import Engine
-from oscar.compute.local.trees import remove_tree
+from oscar.compute.local.trees import disk_use, remove_tree
 from oscar.errors import EngineError, StorageFull
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9-]{0,100}")
@@ -115,7 +115,14 @@ class Volumes:
         if (place / "image").exists():
             found = await asyncio.to_thread(os.statvfs, data)
             return VolumeUsage((found.f_blocks - found.f_bfree) * found.f_frsize, size, enforced=True)
-        return VolumeUsage(await asyncio.to_thread(_measured, data), size, enforced=False)
+        try:
+            used = await asyncio.to_thread(disk_use, data)
+        except PermissionError:
+            await self._engine.own(data)
+            used = await asyncio.to_thread(disk_use, data)
+        except OSError as error:
+            raise EngineError(f"the volume can't be measured: {error.strerror}") from error
+        return VolumeUsage(used, size, enforced=False)
 
     async def measure(self, key: str) -> VolumeUsage | None:
         """What lies in a volume that no file system keeps below its size; None for the others, which need no look."""
@@ -228,23 +235,6 @@ def _sparse(image: Path, size: int) -> None:
 
 def _is_mounted(path: Path) -> bool:
     return os.path.ismount(path)
-
-
-def _measured(folder: Path) -> int:
-    """Bytes on the disk of all that lies in the folder; a file with several names counts once."""
-    total = 0
-    seen: set[tuple[int, int]] = set()
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            try:
-                found = os.lstat(os.path.join(place, name))  # noqa: PTH118 - a Path per file costs more than the look
-            except OSError:
-                continue  # removed meanwhile
-            if found.st_nlink > 1 and (found.st_dev, found.st_ino) in seen:
-                continue
-            seen.add((found.st_dev, found.st_ino))
-            total += found.st_blocks * 512
-    return total
 
 
 async def _tool(name: str, *words: str, good: tuple[int, ...] = (0,)) -> None:
