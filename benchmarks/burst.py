@@ -18,6 +18,7 @@ import obstore
 from obstore.store import S3Store
 
 from benchmarks import buckets
+from benchmarks.engines import bare_sandbox
 from benchmarks.figures import Row, row
 from tests import server
 
@@ -31,13 +32,11 @@ SECONDS = 4.0
 
 _SPAWN = """
 import os, sys, time
-folder, seconds = sys.argv[1], float(sys.argv[2])
+folder, seconds, argv = sys.argv[1], float(sys.argv[2]), sys.argv[3:]
 os.environ.update(INPUT_FILE_PATH=folder + "/input", TMP_OUTPUT_DIR=folder)
-argv = ["bwrap", "--ro-bind", "/", "/", "--bind", folder, folder, "--proc", "/proc", "--dev", "/dev",
-        "--unshare-pid", "--unshare-ipc", "--", "/bin/sh", folder + "/script.sh"]
 count, end = 0, time.perf_counter() + seconds
 while time.perf_counter() < end:
-    _, how = os.waitpid(os.posix_spawnp("bwrap", argv, os.environ), 0)
+    _, how = os.waitpid(os.posix_spawnp(argv[0], argv, os.environ), 0)
     if how:
         sys.exit("the bare sandbox failed")
     count += 1
@@ -110,6 +109,7 @@ def _bare_rate(folder: Path) -> float:
         place.mkdir()
         (place / "script.sh").write_text(SCRIPT)
         (place / "input").write_text("1\n")
-        command = [sys.executable, "-c", _SPAWN, str(place), str(SECONDS)]
+        script = [*bare_sandbox(place), "/bin/sh", str(place / "script.sh")]
+        command = [sys.executable, "-c", _SPAWN, str(place), str(SECONDS), *script]
         loops.append(subprocess.Popen(command, stdout=subprocess.PIPE))
     return sum(float(loop.communicate()[0]) for loop in loops)

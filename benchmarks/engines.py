@@ -56,6 +56,15 @@ def bare_container(engine: str, image: str, script: str, extra: Sequence[str] = 
     return took
 
 
-def mounted(folder: Path) -> list[str]:
-    """Options that mount a folder where scripts find theirs."""
-    return ["-v", f"{folder}:/oscar/work", "-w", "/"]
+def bare_sandbox(folder: Path) -> list[str]:
+    """A command before a command: run it in a bubblewrap that shows this machine's programs and that folder."""
+    command = ["bwrap", "--ro-bind", "/usr", "/usr"]
+    # Not all of /: mounts of other programs that vanish meanwhile would fail it.
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        path = Path("/", name)
+        if path.is_symlink():
+            command += ["--symlink", str(path.readlink()), str(path)]
+        elif path.exists():
+            command += ["--ro-bind", str(path), str(path)]
+    command += ["--bind", str(folder), str(folder), "--proc", "/proc", "--dev", "/dev"]
+    return [*command, "--unshare-pid", "--unshare-ipc", "--"]

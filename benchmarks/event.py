@@ -16,7 +16,7 @@ from pathlib import Path
 import obstore
 
 from benchmarks import buckets
-from benchmarks.engines import bare_container, named, options, working
+from benchmarks.engines import bare_container, bare_sandbox, named, options, working
 from benchmarks.figures import Row, median, row
 from tests import server
 
@@ -78,20 +78,7 @@ def _bare(at: server.Server, folder: Path, engine: str, image: str) -> float:
 
 
 def _bare_sandbox(place: Path) -> float:
-    argv = [
-        "bwrap",
-        "--ro-bind",
-        "/",
-        "/",
-        "--bind",
-        str(place),
-        str(place),
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-    ]
-    argv += ["--unshare-pid", "--unshare-ipc", "--", "/bin/sh", "-c", SCRIPT]
+    argv = [*bare_sandbox(place), "/bin/sh", "-c", SCRIPT]
     env = {**os.environ, "INPUT_FILE_PATH": str(place / "input"), "TMP_OUTPUT_DIR": str(place)}
     begin = time.perf_counter()
     subprocess.run(argv, env=env, check=True)
