@@ -93,6 +93,36 @@ def test_a_mount_shows_the_bucket_to_jobs_and_warm_workers(server: Server) -> No
         assert not file.is_file() or secret not in file.read_text(errors="replace")
 
 
+def test_replicas_of_an_exposed_service_have_volume_and_mount(server: Server) -> None:
+    script = """
+        echo "kept by the volume" > "$OSCAR_VOLUME_PATH/file"
+        ln -sfn "$OSCAR_VOLUME_PATH" /tmp/volume; ln -sfn "$OSCAR_MOUNT_PATH" /tmp/mount
+        echo "written by a replica" > "$OSCAR_MOUNT_PATH/from-replica"
+        cd /tmp && exec python3 -m http.server "$PORT" --bind 127.0.0.1
+    """
+    with http(server) as client:
+        create(
+            client,
+            "served",
+            script,
+            expose={"api_port": 8000, "min_scale": 1, "max_scale": 1, "probe_mode": "direct"},
+            volume={"size": "200Mi", "mount_path": "/data"},
+            mount={"storage_provider": "minio", "path": "served-bucket/shared"},
+        )
+        try:
+            base = "/system/services/served/exposed"
+            answer = client.get(f"{base}/volume/file")
+            assert (answer.status_code, answer.text) == (200, "kept by the volume\n")
+            assert client.get(f"{base}/mount/from-replica").text == "written by a replica\n"
+        finally:
+            # Replicas outlive their server.
+            assert client.delete("/system/services/served").status_code == 204
+        listed = client.get("/system/buckets/served-bucket").json()["objects"]
+        assert [each["object_name"] for each in listed] == ["shared/from-replica"]
+        assert client.delete("/system/buckets/served-bucket", params={"force": "true"}).status_code == 204
+        assert client.get("/system/volumes/served").status_code == 404
+
+
 def test_a_bucket_that_others_see_is_not_mounted(server: Server) -> None:
     with http(server) as client:
         body = {"bucket_name": "open-to-all", "visibility": "public"}

@@ -14,9 +14,10 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from oscar import telemetry
 from oscar.compute.local.engine import Engine, Mount
@@ -164,13 +165,15 @@ class Mounts:
         await held.mirror.push()
 
     async def detach(self, holder: str) -> None:
-        """Unmount it; what is not flushed is lost, except of a live mirror. Silent if there is none."""
+        """Unmount it; changes are stored as far as that goes, but for mirrors of jobs. Silent if absent."""
         held = self._held.pop(holder, None)
         if held is not None:
             followed = held.mirror if held.watch is not None else None
             await _unwatch(held)
             if followed is not None:
-                await self._last(followed)
+                await self._last(followed.push())
+            elif held.rclone is not None and held.rclone.alive and not held.trouble:
+                await self._last(held.rclone.flush())
             await self._remove(held)
 
     def trouble(self, holder: str) -> str:
@@ -250,12 +253,12 @@ class Mounts:
             except (OscarError, OSError) as error:
                 self._log.warning("a mirrored folder can't be made alike", reason=str(error))
 
-    async def _last(self, mirror: Mirror) -> None:
-        """What a server wrote since the last time; its sandbox has ended."""
+    async def _last(self, storing: Coroutine[Any, Any, None]) -> None:
+        """Store what was written since the last time; the sandbox has ended, and nobody is there to hear of trouble."""
         try:
-            await mirror.push()
+            await storing
         except (OscarError, OSError) as error:
-            self._log.warning("changes of a mirrored folder are lost", reason=str(error))
+            self._log.warning("changes of a mounted folder are lost", reason=str(error))
 
     async def _guard(self, holder: str, held: _Held) -> None:
         """End the sandbox when its mount dies: it would go on with a folder that is not there."""
