@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from oscar.compute.local import environment
+from oscar.compute.local import conmon, environment
 from oscar.compute.local.cli import Cli, Said
 from oscar.compute.local.container_probe import IMAGE, examine
 from oscar.compute.local.docker_exits import LABEL, DockerExits, Ended
@@ -86,6 +86,8 @@ class Containers:
         self._ended: dict[str, Exit] = {}
         self._fresh: dict[str, str] = {}
         """Ids of containers that were started just now, so that their state needs no look."""
+        self._keepers: Path | None = None
+        """Where podman has the keepers of containers leave their exit codes, once one was seen."""
         self._images: dict[str, str] = {}
         self._pulls: dict[tuple[str, bool], asyncio.Task[str]] = {}
 
@@ -257,7 +259,12 @@ class Containers:
             if self.name == "docker":
                 self._exits.started(name)
                 return await asyncio.shield(self._exits.expect(name))
-            if not await self._process_ended(pid or await self._pid_of(name), number):
+            pid = pid or await self._pid_of(name)
+            self._keepers = conmon.exits_of(pid, number) or self._keepers
+            seen = await self._process_ended(pid, number)
+            if self._keepers and (ended := await conmon.end_in(self._keepers, number)):
+                return ended
+            if not seen:
                 # Gone already, and podman is about to notice.
                 await asyncio.sleep(next(pauses, _LOOK_PAUSE))
 
