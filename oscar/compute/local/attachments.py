@@ -92,6 +92,10 @@ class Attachments:
         variables = {name: mount.target if mapped else str(mount.source) for name, mount in found}
         return tuple(mount for _, mount in found), variables
 
+    def mounted(self, holder: str) -> bool:
+        """Whether it has a mount."""
+        return self._mounts.held(holder)
+
     async def refresh(self, holder: str) -> None:
         """Before another script in a sandbox that was there before."""
         await self._mounts.refresh(holder)

@@ -256,6 +256,8 @@ class Attempt:
 
     async def _store_mount(self, *, failed: bool = False) -> None:
         """Have all stored that the script wrote into its mount, whatever became of it."""
+        if not self._around.attachments.mounted(self._sandbox):
+            return  # without waiting for the order, which a run that failed needs for nothing else
         run = await self._order()
         try:
             await self._around.attachments.flush(self._sandbox, run.service, self._say)

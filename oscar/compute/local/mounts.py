@@ -145,6 +145,10 @@ class Mounts:
         if held is not None and held.mirror is not None:
             await held.mirror.pull()
 
+    def held(self, holder: str) -> bool:
+        """Whether it has a mount, perhaps one of an earlier server."""
+        return holder in self._held
+
     async def flush(self, holder: str, service: Service, say: Say) -> None:
         """After a script: all that it wrote is in the bucket when this returns.
 
