@@ -85,7 +85,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         )
         components["securitySchemes"] = {
             "BasicAuth": {"type": "http", "scheme": "basic"},
-            "BearerAuth": {"type": "http", "scheme": "bearer", "description": "An OIDC access token, or a service's"},
+            "BearerAuth": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "An OIDC access token, or a service's",
+            },
         }
         for path, item in document["paths"].items():
             for operation in item.values():
