@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from benchmarks import burst, event, exposed, intake, lists, s3, start, sync
+from benchmarks import burst, event, exposed, intake, lists, oidc, s3, start, sync
 from benchmarks.figures import Row
 
 PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
@@ -17,6 +17,7 @@ PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
     "burst": burst.run,
     "event": event.run,
     "lists": lists.run,
+    "oidc": oidc.run,
     "s3": s3.run,
     "exposed": exposed.run,
     "start": start.run,

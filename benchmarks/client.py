@@ -29,6 +29,7 @@ class Client:
         *,
         status: int = 200,
         answer: bytes | None = None,
+        token: str = "",
     ) -> None:
         """Prepare the request.
 
@@ -39,12 +40,14 @@ class Client:
             body: of the request.
             status: that each answer must have.
             answer: the body that each answer must have; any when None.
+            token: a bearer token in place of the administrator's account.
         """
         address = urlsplit(at.endpoint)
         self._host, self._port = address.hostname, address.port
         account = base64.b64encode(f"{at.user}:{at.password}".encode()).decode()
+        login = f"Bearer {token}" if token else f"Basic {account}"
         head = (
-            f"{method} {path} HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Basic {account}\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: {login}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self._request = head.encode() + body
