@@ -221,6 +221,11 @@ class Settings(BaseSettings):
     callback_hosts: Commas = _env(
         "OSCAR_CALLBACK_ALLOWED_HOSTS", (), "Private hosts that callback URLs may name, comma-separated"
     )
+    storage_hosts: Commas = _env(
+        "OSCAR_STORAGE_ALLOWED_HOSTS",
+        (),
+        "Private hosts that the storage providers of users' services may name, comma-separated",
+    )
     drain: float = _env(
         "OSCAR_DRAIN_SECONDS", 20, "Seconds that a stopping server waits for calls in flight", ge=0
     )

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import json
-import socket
 import time
 from urllib.parse import urlsplit
 
@@ -21,6 +19,7 @@ from oscar.core import services
 from oscar.core.platform import Platform
 from oscar.errors import InvalidField
 from oscar.model.job import RetryPolicy, api_status, backoff
+from oscar.objects.addresses import is_public, resolve
 from oscar.settings import Settings
 from oscar.state.jobs import Callback
 
@@ -44,16 +43,12 @@ async def check(settings: Settings, url: str) -> str:
         raise _refused(f'"{url}" is not a URL') from None
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.password:
         raise _refused("A callback is an http or https URL without credentials")
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            parts.hostname, port or (443 if parts.scheme == "https" else 80), type=socket.SOCK_STREAM
-        )
-    except (OSError, UnicodeError):
-        raise _refused(f'The host "{parts.hostname}" is not known') from None
-    allowed = parts.hostname in settings.callback_hosts
-    for *_, address in found:
-        if allowed or ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
-            return str(address[0])
+    found = await resolve(parts.hostname, port or (443 if parts.scheme == "https" else 80))
+    if not found:
+        raise _refused(f'The host "{parts.hostname}" is not known')
+    for address in found:
+        if parts.hostname in settings.callback_hosts or is_public(address):
+            return address
     raise _refused(f'The host "{parts.hostname}" has only private addresses')
 
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from oscar import telemetry
 from oscar.compute.base import Phase, Run, RunState
-from oscar.core import callbacks, jobs, services
+from oscar.core import callbacks, jobs, providers, services
 from oscar.core.platform import Platform
 from oscar.errors import BadRequest, OscarError, RunNotFound
 from oscar.model.job import FINAL, MAX_HOPS, Job, JobState, RetryPolicy, Trouble, judge
@@ -143,6 +143,8 @@ class Dispatcher:
             timeout=service.timeout_seconds,
         )
         try:
+            if not adopt:
+                await providers.check(self._p, service)
             await self._p.compute.submit(run, adopt=adopt)
         except RunNotFound:
             message = "The engine lost the run; whether the script had ended is not known"

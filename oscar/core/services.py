@@ -16,7 +16,7 @@ from typing import Any
 
 from oscar import telemetry
 from oscar.auth.rules import Action, Thing, choose_vo, may, may_administer, require_user
-from oscar.core import config, deployments, quotas, volumes
+from oscar.core import config, deployments, providers, quotas, volumes
 from oscar.core.platform import Known, Platform
 from oscar.errors import (
     AlreadyExists,
@@ -243,6 +243,7 @@ def _bare(row: ServiceRow) -> Service:
 async def _permitted(p: Platform, service: Service) -> None:
     """Refuse what the installation does not allow: images, and more than the owner may ever have."""
     await config.check_service(p, service)
+    await providers.check(p, service)
     await quotas.check_service(p, service)
     if service.expose.nodePort:
         rows = [

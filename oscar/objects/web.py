@@ -21,6 +21,7 @@ import stamina
 
 from oscar.errors import Forbidden, ObjectNotFound, OscarError, StorageError
 from oscar.objects import web_put
+from oscar.objects.addresses import is_public, resolve
 from oscar.objects.local_files import CHUNK, Source
 from oscar.objects.web_put import Answer
 from oscar.objects.web_words import host, place, scrub, words
@@ -243,7 +244,7 @@ class Web:
             except httpx2.TransportError as error:
                 raise self._broken(target, error) from error
             try:
-                onward = self._onward(target, response.status_code, response.headers)
+                onward = await self._onward(target, response.status_code, response.headers)
                 if onward is None:
                     yield response
                     return
@@ -263,7 +264,7 @@ class Web:
                     answer = await web_put.put(target, source, sent, tls=self._tls(target), stall=STALL)
                 except (OSError, EOFError) as error:
                     raise self._broken(target, error) from error
-            onward = self._onward(target, answer.status, answer.headers)
+            onward = await self._onward(target, answer.status, answer.headers)
             if onward is None:
                 return answer
             target = onward
@@ -296,7 +297,7 @@ class Web:
             return await self._credentials()
         return {}
 
-    def _onward(self, target: str, status: int, headers: Mapping[str, str]) -> str | None:
+    async def _onward(self, target: str, status: int, headers: Mapping[str, str]) -> str | None:
         if status not in _REDIRECTS or not headers.get("location"):
             return None
         onward = urljoin(target, headers["location"])
@@ -304,6 +305,9 @@ class Web:
             raise StorageError(
                 f"{host(target)} sends to an address that is none of HTTP: {self.scrub(onward)}"
             )
+        if _origin(onward)[1] != _origin(target)[1] and await _public(target) and not await _public(onward):
+            # Out in the world nobody has a reason to send us into our own network.
+            raise StorageError(f"{host(target)} sends to a private address: {self.scrub(onward)}")
         return onward
 
     def _circle(self, url: str) -> StorageError:
@@ -365,6 +369,11 @@ def _origin(url: str) -> tuple[str, str, int]:
         (parts.hostname or "").lower(),
         parts.port or (443 if parts.scheme == "https" else 80),
     )
+
+
+async def _public(url: str) -> bool:
+    _, name, port = _origin(url)
+    return all(is_public(address) for address in await resolve(name, port))
 
 
 def _lower(response: httpx2.Response) -> dict[str, str]:
