@@ -197,7 +197,8 @@ async def _keep_s3(settings: Settings, listener: socket.socket, start: Start, wa
 
 async def _drained(process: asyncio.subprocess.Process, seconds: float) -> None:
     try:
-        await asyncio.wait_for(process.wait(), seconds + 2)
+        async with asyncio.timeout(seconds + 2):
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from oscar import telemetry
 from oscar.compute.base import Phase, Run, RunState
@@ -20,6 +21,8 @@ from oscar.errors import BadRequest, OscarError, RunNotFound
 from oscar.model.job import FINAL, MAX_HOPS, Job, JobState, RetryPolicy, Trouble, judge
 
 log = telemetry.get("dispatcher")
+
+T = TypeVar("T")
 
 LEASE_S = 30.0
 _RENEW_S = 10.0
@@ -118,7 +121,7 @@ class Dispatcher:
                 return
 
     async def _submit(self, job: Job, *, adopt: bool) -> None:
-        known = await services.by_id(self._p, job.service_id)
+        known = await self._insisting(lambda: services.by_id(self._p, job.service_id))
         if known is None:
             await self._settle(
                 job, RunState(job.run_name, Phase.DONE, Trouble.CANCELLED, "The service was deleted")
@@ -157,7 +160,7 @@ class Dispatcher:
             await self._settle(job, RunState(job.run_name, Phase.DONE, Trouble.OUR, error.message))
             return
         if job.state is JobState.SUBMITTING:
-            await self._p.jobs.advance(job, JobState.SUBMITTED)
+            await self._insisting(lambda: self._p.jobs.advance(job, JobState.SUBMITTED))
         if job.cancel_requested:
             await self._p.compute.cancel(job.run_name)
 
@@ -217,7 +220,7 @@ class Dispatcher:
         ours = job.our_failures + (state.trouble is Trouble.OUR)
         script = job.script_failures + (state.trouble in {Trouble.SCRIPT, Trouble.TIMEOUT, Trouble.LOST})
         verdict = judge(state.trouble, policy=policy, script_failures=script, our_failures=ours)
-        settled = await self._recorded(
+        settled = await self._insisting(
             lambda: self._p.jobs.settle(
                 job,
                 verdict,
@@ -250,17 +253,17 @@ class Dispatcher:
     async def _policy(self, job: Job) -> RetryPolicy:
         known = self._policies.pop(job.run_name, None)
         if known is None:
-            found = await services.by_id(self._p, job.service_id)
+            found = await self._insisting(lambda: services.by_id(self._p, job.service_id))
             known = found.service.retry_policy() if found else RetryPolicy()
         return known
 
-    async def _recorded(self, work: Callable[[], Awaitable[bool]]) -> bool:
-        # The end of an attempt is told once: it is kept until the database takes it.
+    async def _insisting(self, work: Callable[[], Awaitable[T]]) -> T:
+        # A held job goes on only by us, and the end of an attempt is told once: trouble of the database is waited out.
         while True:
             try:
                 return await work()
             except OscarError as error:
-                log.warning("not recorded yet", error=error.message)
+                log.warning("the database has to be asked again", error=error.message)
                 await asyncio.sleep(1.0)
 
     # Upkeep

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
 import hashlib
 import json
 import re
@@ -185,8 +184,7 @@ async def wait(
         deadline = loop.time() + min(seconds, LONGEST_WAIT)
         while job.state not in FINAL and (left := deadline - loop.time()) > 0:
             # Another server may settle it, which no event of ours tells: look again now and then.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), min(left, 2.0))
+            await _heard(event, min(left, 2.0))
             job = await find(p, caller, name, job_id, owner=owner)
         return job
     finally:
@@ -362,14 +360,12 @@ async def _end(p: Platform, job: Job) -> str:
     if job.state not in FINAL:
         event = p.signals.watch(job.id)
         try:
-            ended = await p.jobs.request_cancel(job.id)
+            ended: Job | None = await p.jobs.request_cancel(job.id)
             p.signals.work.set()
-            while ended.state not in FINAL:
-                try:
-                    await asyncio.wait_for(event.wait(), 2.0)
-                except TimeoutError:
+            while ended is not None and ended.state not in FINAL:
+                if not await _heard(event, 2.0):
                     p.signals.work.set()
-                ended = await p.jobs.get(job.id) or ended
+                ended = await p.jobs.get(job.id)
         finally:
             p.signals.unwatch(job.id, event)
     return job.id
@@ -419,8 +415,16 @@ async def logs(
 async def _news(p: Platform, job: Job) -> None:
     event = p.signals.watch(job.id)
     try:
-        await asyncio.wait_for(event.wait(), 0.5)
-    except TimeoutError:
-        pass
+        await _heard(event, 0.5)
     finally:
         p.signals.unwatch(job.id, event)
+
+
+async def _heard(event: asyncio.Event, seconds: float) -> bool:
+    """Whether the event came in time."""
+    # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with the event.
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
