@@ -213,6 +213,15 @@ class Processes:
         }
 
     async def _spawn(self, task: dict[str, Any], lock: int) -> None:
+        starting = asyncio.create_task(self._launch(task, lock))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # It is over in a moment. Left alone it would outlive the lock, and at the end of the server the loop.
+            await asyncio.gather(starting, return_exceptions=True)
+            raise
+
+    async def _launch(self, task: dict[str, Any], lock: int) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
