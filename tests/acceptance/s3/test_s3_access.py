@@ -138,13 +138,13 @@ def test_what_no_bucket_has_here_is_answered_as_clients_expect(server: Server, b
         (s3.get_object_lock_configuration, "ObjectLockConfigurationNotFoundError"),
         (s3.get_bucket_replication, "ReplicationConfigurationNotFoundError"),
         (s3.get_bucket_website, "NoSuchWebsiteConfiguration"),
-        (s3.get_bucket_tagging, "NoSuchTagSet"),
         (s3.get_bucket_cors, "NoSuchCORSConfiguration"),
         (s3.get_bucket_policy, "NoSuchBucketPolicy"),
         (s3.get_public_access_block, "NoSuchPublicAccessBlockConfiguration"),
         (s3.get_bucket_ownership_controls, "OwnershipControlsNotFoundError"),
     ):
         assert code_of(act, Bucket=bucket) == code
+    assert [tag["Key"] for tag in s3.get_bucket_tagging(Bucket=bucket)["TagSet"]] == ["owner"]
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
     enabled = {"Status": "Enabled"}
     assert code_of(lambda: s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=enabled)) == (
