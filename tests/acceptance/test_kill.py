@@ -194,6 +194,16 @@ def check(server: Server, client: object, done: Acknowledged, events: int, kills
         assert stored == payload
     for key in outputs.keys() - {f"out/{job}" for job in done.jobs}:
         assert whole(client.get_object(Bucket=NAME, Key=key)["Body"].read()), key  # type: ignore[attr-defined]
+    figures = {
+        "kills": kills,
+        "acknowledged uploads": len(done.objects),
+        "acknowledged jobs": len(done.jobs),
+        "uploads repeated after a cut": len(jobs) - len(done.jobs) - len(done.objects),
+        "jobs that ran once": len(jobs),
+        "lost": 0,
+        "run twice": 0,
+    }
+    print(json.dumps(figures))
 
 
 def listed(client: object, prefix: str) -> dict[str, int]:
