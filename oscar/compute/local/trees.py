@@ -80,6 +80,9 @@ def _lift(root: int, name: str) -> list[str]:
         for inner in _unlink_files(folder):
             new = f".{secrets.token_hex(8)}"
             with suppress(FileNotFoundError):
+                # A folder that moves gets another "..", for which it must be writable.
+                with suppress(PermissionError):
+                    _allow(inner, folder, 0o700)
                 os.rename(inner, new, src_dir_fd=folder, dst_dir_fd=root)
                 lifted.append(new)
     finally:
