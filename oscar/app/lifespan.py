@@ -16,13 +16,11 @@ from fastapi import FastAPI
 
 from oscar import telemetry
 from oscar.api.exposed_ports import NodePorts
+from oscar.app import engines
+from oscar.app.engines import Engine, Ground
 from oscar.app.s3 import MIB, open_blobs, open_objects, open_store
 from oscar.app.start import Start
-from oscar.compute.base import Compute, Exposes
-from oscar.compute.local.backend import LocalCompute
-from oscar.compute.local.crew import Limits
-from oscar.compute.local.detect import Place, choose, recheck
-from oscar.compute.local.exposed import LocalExposes
+from oscar.compute.base import Compute
 from oscar.core import services as service_rules
 from oscar.core import volumes
 from oscar.core.countries import Countries
@@ -30,7 +28,7 @@ from oscar.core.dispatcher import Dispatcher
 from oscar.core.platform import Platform, Signals
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
-from oscar.errors import EngineMissing, OscarError
+from oscar.errors import OscarError
 from oscar.model.object import Credential
 from oscar.model.storage import MinIOProvider
 from oscar.model.user import ADMIN, ADMIN_KEY
@@ -127,20 +125,11 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
     """Start the engine, then dispatch until cancelled."""
     with _told(start):
         async with contextlib.AsyncExitStack() as stack:
-            local = None if given else await _local(opened)
-            compute = given or local
-            assert compute is not None  # noqa: S101 - for the type checker: one of them is there
-            stack.push_async_callback(compute.stop)
-            await compute.start()
-            log.info("engine", engine=compute.describe())
-            exposes = _exposes(opened, local) if local else None
-            if exposes is not None:
-                stack.push_async_callback(exposes.stop)
-                await exposes.start()
+            engine = await _engine(opened, given, stack)
             oidc = _oidc(opened.settings)
             if oidc is not None:
                 stack.push_async_callback(oidc.close)
-            platform = _platform(opened, compute, local, exposes, oidc)
+            platform = _platform(opened, engine, oidc)
             records = asyncio.create_task(platform.recorder.run(), name="request records")
             stack.push_async_callback(_ended, records)
             # Before the first request: what is half-made now, nobody is making.
@@ -161,42 +150,14 @@ def _oidc(settings: Settings) -> Oidc | None:
     return Oidc.of(settings)
 
 
-async def _local(opened: Opened) -> LocalCompute:
-    """This machine as an engine."""
-    settings = opened.settings
-    place = Place(settings.data, opened.installation, unsafe=settings.unsafe_process)
-    engine = await choose(settings.engine, place)
-    if settings.oidc_enable and engine.name == "process":
-        await engine.close()
-        raise EngineMissing(
-            "Processes are for one administrator: with OIDC on, functions run in containers",
-            field="OIDC_ENABLE",
-            fix="install podman or docker (`oscar doctor` says what is missing), or turn OIDC off",
-        )
-    return LocalCompute(
-        engine,
-        settings.data,
-        opened.objects,
-        chosen=settings.engine == "process",
-        recheck=lambda: recheck(engine, place),
-        images=settings.volume_images,
-        own_store=lambda service: _own_store(opened, service.owner),
-        limits=Limits(
-            queue=settings.worker_queue,
-            wait=settings.worker_wait,
-            idle=settings.worker_idle,
-            drain=settings.drain,
-            workers=settings.worker_limit,
-        ),
+async def _engine(opened: Opened, given: Compute | None, stack: contextlib.AsyncExitStack) -> Engine:
+    if given is not None:
+        await engines.begin(given, stack)
+        return Engine(given)
+    ground = Ground(
+        opened.settings, opened.installation, opened.objects, lambda owner: _own_store(opened, owner)
     )
-
-
-def _exposes(opened: Opened, local: LocalCompute) -> LocalExposes:
-    """Exposed services on the same engine."""
-    settings = opened.settings
-    return LocalExposes(
-        local.engine, settings.data, drain=settings.exposed_drain, attachments=local.attachments
-    )
+    return await engines.start(ground, stack)
 
 
 async def _own_store(opened: Opened, owner: str) -> MinIOProvider:
@@ -213,9 +174,7 @@ async def _own_store(opened: Opened, owner: str) -> MinIOProvider:
 
 def _platform(
     opened: Opened,
-    compute: Compute,
-    local: LocalCompute | None,
-    exposes: Exposes | None,
+    engine: Engine,
     oidc: Oidc | None,
 ) -> Platform:
     settings, store = opened.settings, opened.store
@@ -228,12 +187,12 @@ def _platform(
         payloads=Payloads(settings.data / "payloads", reserve=settings.disk_reserve * MIB),
         objects=opened.objects,
         buckets=opened.objects,
-        compute=compute,
-        invokes=local,
+        compute=engine.compute,
+        invokes=engine.invokes,
         volumes=Volumes(store),
-        holds=local,
+        holds=engine.holds,
         exposures=Exposures(store),
-        exposes=exposes,
+        exposes=engine.exposes,
         quotas=Quotas(store, settings.quota_defaults),
         config=Configuration(store),
         store=MinIOProvider(
