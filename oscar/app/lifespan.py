@@ -18,8 +18,9 @@ from oscar import telemetry
 from oscar.api.exposed_ports import NodePorts
 from oscar.app import engines
 from oscar.app.engines import Engine, Ground
-from oscar.app.s3 import MIB, open_blobs, open_objects, open_store
+from oscar.app.s3 import MIB, open_store
 from oscar.app.start import Start
+from oscar.app.stores import OwnStore, open_own_store
 from oscar.compute.base import Compute
 from oscar.core import services as service_rules
 from oscar.core import volumes
@@ -29,11 +30,7 @@ from oscar.core.platform import Platform, Signals
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
 from oscar.errors import OscarError
-from oscar.model.object import Credential
-from oscar.model.storage import MinIOProvider
-from oscar.model.user import ADMIN, ADMIN_KEY
-from oscar.objects.embedded.store import EmbeddedStore
-from oscar.settings import Settings, kept_secret
+from oscar.settings import Settings
 from oscar.state.config import Configuration
 from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
@@ -60,7 +57,7 @@ class Opened:
     signals: Signals
     store: Store
     installation: str
-    objects: EmbeddedStore
+    own: OwnStore
 
 
 @contextlib.asynccontextmanager
@@ -95,18 +92,8 @@ async def _open(settings: Settings, signals: Signals, stack: contextlib.AsyncExi
     store = open_store(settings)
     stack.push_async_callback(asyncio.to_thread, store.close)
     installation = await asyncio.to_thread(migrate, store)
-    index = open_objects(settings, store)
-    await index.put_credential(_admin_keys(settings))
-    blobs = open_blobs(settings)
-    stack.callback(blobs.close)
-    objects = EmbeddedStore(
-        index,
-        blobs,
-        endpoint=settings.minio_endpoint,
-        region=settings.minio_region,
-        on_commit=signals.work.set,
-    )
-    return Opened(settings, signals, store, installation, objects)
+    own = await open_own_store(settings, store, signals.work.set, stack)
+    return Opened(settings, signals, store, installation, own)
 
 
 @contextlib.contextmanager
@@ -154,22 +141,8 @@ async def _engine(opened: Opened, given: Compute | None, stack: contextlib.Async
     if given is not None:
         await engines.begin(given, stack)
         return Engine(given)
-    ground = Ground(
-        opened.settings, opened.installation, opened.objects, lambda owner: _own_store(opened, owner)
-    )
+    ground = Ground(opened.settings, opened.installation, opened.own.objects, opened.own.provider_for)
     return await engines.start(ground, stack)
-
-
-async def _own_store(opened: Opened, owner: str) -> MinIOProvider:
-    """The own store for a program beside this server, with the rights of a user."""
-    keys = await opened.objects.credential_of(owner)
-    return MinIOProvider(
-        endpoint=opened.settings.minio_endpoint,
-        region=opened.settings.minio_region,
-        verify=opened.settings.minio_tls_verify,
-        access_key=keys.access_key,
-        secret_key=keys.secret_key,
-    )
 
 
 def _platform(
@@ -185,8 +158,8 @@ def _platform(
         jobs=Jobs(store, settings.quota_defaults),
         users=Users(store),
         payloads=Payloads(settings.data / "payloads", reserve=settings.disk_reserve * MIB),
-        objects=opened.objects,
-        buckets=opened.objects,
+        objects=opened.own.objects,
+        buckets=opened.own.buckets,
         compute=engine.compute,
         invokes=engine.invokes,
         volumes=Volumes(store),
@@ -195,9 +168,7 @@ def _platform(
         exposes=engine.exposes,
         quotas=Quotas(store, settings.quota_defaults),
         config=Configuration(store),
-        store=MinIOProvider(
-            endpoint=settings.minio_endpoint, region=settings.minio_region, verify=settings.minio_tls_verify
-        ),
+        store=opened.own.provider,
         url=settings.url,
         password=settings.admin_password(),
         recorder=Recorder(Requests(store), Countries(settings.country_database), keep=settings.requests_ttl),
@@ -218,12 +189,3 @@ async def _dispatch(platform: Platform, *, alone: bool) -> None:
             # A bug in one job's way must not stop all others: said loudly, begun again.
             log.exception("dispatcher ended")
             await asyncio.sleep(1.0)
-
-
-def _admin_keys(settings: Settings) -> Credential:
-    return Credential(
-        settings.minio_access_key or ADMIN_KEY,
-        settings.minio_secret_key or kept_secret(settings.data / "s3-secret", 20),
-        ADMIN,
-        admin=True,
-    )
