@@ -12,11 +12,13 @@ import typer
 
 from oscar.cli import output
 from oscar.cli.clusters_file import KnownCluster
+from oscar.cli.copy import copy
 from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, clusters_file, connect, find, run
 from oscar.client import Client
 from oscar.errors import Misuse
 
 group = typer.Typer(help="The servers that you know.", no_args_is_help=True)
+group.command("copy")(copy)
 
 ClusterName = Annotated[str, typer.Argument(metavar="ID", help="The cluster's name here and in FDL files.")]
 
