@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import uvloop
 
 from oscar.compute.base import Answer, Run
+from oscar.compute.crew import CrewStats, Limits
 from oscar.compute.local.containers import Containers
-from oscar.compute.local.crew import CrewStats, Limits
 from oscar.compute.local.engine import Engine, Facts
 from oscar.compute.local.processes import Processes
 from oscar.compute.local.workers import Workers

@@ -64,8 +64,8 @@ async def begin(compute: Compute, stack: contextlib.AsyncExitStack) -> None:
 
 async def _local(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
     """This machine as an engine."""
+    from oscar.compute.crew import Limits
     from oscar.compute.local.backend import LocalCompute
-    from oscar.compute.local.crew import Limits
     from oscar.compute.local.detect import Place, choose, recheck
     from oscar.compute.local.exposed import LocalExposes
 

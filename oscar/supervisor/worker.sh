@@ -1,6 +1,6 @@
 # The loop of a warm worker, run by the /bin/sh of the user's image: builtins only, as dash, busybox and bash have them.
 # Arguments: the worker's folder (requests, replies and log are FIFOs in it, env a file) and the folder of script.sh.
-# Protocol, kept by oscar/compute/local/worker.py: a line "<id>" in, a line "<id> <exit code> <0|1>" out, the last
+# Protocol, kept by oscar/supervisor/warm.py: a line "<id>" in, a line "<id> <exit code> <0|1>" out, the last
 # field 1 when processes were left over; an id that starts with "check" runs nothing and only looks again.
 # It ends by itself when the server is gone, because then nobody holds the FIFOs' other ends.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from oscar.compute.local.crew import Limits
+from oscar.compute.crew import Limits
 from oscar.errors import BadRequest, InvocationTimeout, TooManyRequests, Unavailable
 from oscar.model.service import Service
 from oscar.objects.s3 import S3Store

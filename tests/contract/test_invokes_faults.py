@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from oscar.compute.base import Answer
+from oscar.compute.crew import Limits
 from oscar.compute.local import worker
-from oscar.compute.local.crew import Limits
 from oscar.compute.local.engine import Mount, Sandbox
 from oscar.compute.local.processes import Processes
 from oscar.errors import EngineError, ImageError, InvocationTimeout, ServiceNotFound, Unavailable
@@ -323,7 +323,7 @@ def test_without_fifos_each_request_has_a_sandbox_of_its_own(street: Street) -> 
     async def scenario(house: House) -> None:
         house.engine.shares_fifo = False
         word = lasting()
-        house.workers._yard.shares_fifo = False
+        house.workers.machine.shares_fifo = False
         service = house.service(
             '[ "$SLOW" ] && exec sleep "$SLOW"; echo "$ODD"; echo two >&2; cat "$INPUT_FILE_PATH"; exit $CODE'
         )

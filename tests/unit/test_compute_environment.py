@@ -14,6 +14,7 @@ from oscar.compute.local.bubblewrap import Walls, arguments
 from oscar.compute.local.cli import Said, own_environment
 from oscar.compute.local.engine import Mount
 from oscar.errors import InvalidField
+from oscar.supervisor import variables
 
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,10}", fullmatch=True) | st.sampled_from(
     ["PATH", "LD_PRELOAD", "HOME", "DOCKER_HOST", "TMPDIR", "CONTAINERS_CONF", "ENV", "BASH_ENV"]
@@ -57,25 +58,25 @@ def test_other_names_are_plain(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "1A", "A B", "A=B", "A*", "*", "A\n", "é", "SHELLOPTS"])
 def test_names_that_tools_would_read_otherwise_are_refused(name: str) -> None:
     with pytest.raises(InvalidField, match="can't be set for a program"):
-        environment.check({name: "x"})
+        variables.check({name: "x"})
 
 
 def test_the_kernels_limits() -> None:
-    longest = "x" * (environment.LONGEST - len("A="))
-    environment.check({"A": longest})
+    longest = "x" * (variables.LONGEST - len("A="))
+    variables.check({"A": longest})
     # The kernel agrees.
     subprocess.run(["/bin/true"], env={"A": longest}, check=True)
     with pytest.raises(OSError, match="Argument list too long"):
         subprocess.run(["/bin/true"], env={"A": longest + "x"}, check=False)
     with pytest.raises(InvalidField, match="A has 131072 bytes"):
-        environment.check({"A": longest + "x"})
+        variables.check({"A": longest + "x"})
     many = {f"A{number}": "x" * 100_000 for number in range(15)}
-    environment.check(many)
+    variables.check(many)
     subprocess.run(["/bin/true"], env=many, check=True)
     with pytest.raises(InvalidField, match="all variables together"):
-        environment.check({f"A{number}": "x" * 100_000 for number in range(16)})
+        variables.check({f"A{number}": "x" * 100_000 for number in range(16)})
     with pytest.raises(InvalidField, match="NUL"):
-        environment.check({"A": "x\0y"})
+        variables.check({"A": "x\0y"})
 
 
 @pytest.mark.parametrize("value", ["a\nb", "'a'", '"a"', "a\\b", "#a", "$A", " a", "a "])

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from oscar.compute.local.pool import (
+from oscar.compute.pool import (
     BACKOFF_FIRST,
     BACKOFF_LAST,
     Action,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from oscar.compute.local.records import RunFolder
-from oscar.compute.local.trees import empty_tree, make_readable, owners, remove_tree
+from oscar.supervisor.trees import empty_tree, make_readable, owners, remove_tree
 
 DEEP = 1200
 """Folders in one another: more than Python recurses, and a path longer than any call takes."""

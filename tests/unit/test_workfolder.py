@@ -12,14 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from oscar.compute.local.crew import Limits
+from oscar.compute.crew import Limits
+from oscar.compute.crews import bounds_of
 from oscar.compute.local.processes import Processes
-from oscar.compute.local.worker import Capture
-from oscar.compute.local.workers import bounds_of, kit_of
-from oscar.compute.local.workfolder import Kit, WorkFolder, exports
+from oscar.compute.local.workers import kit_of
+from oscar.compute.local.workfolder import Kit, WorkFolder
 from oscar.errors import InvalidField, StorageError
 from oscar.model.service import Environment, Service
 from oscar.model.serving import Synchronous
+from oscar.supervisor.warm import Capture
+from oscar.supervisor.workfolder import exports
 
 values = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=200) | st.binary(
     max_size=200

@@ -14,23 +14,23 @@ from typing import Any
 
 from oscar import telemetry
 from oscar.compute.base import Answer, Capacity, LogLine, Phase, Run, RunState, VolumeUsage
+from oscar.compute.crew import Limits
+from oscar.compute.crews import PREFIX as WORKERS
 from oscar.compute.local import exposed, machine
 from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.attempt import PREFIX, Attempt, Surroundings
-from oscar.compute.local.crew import Limits
 from oscar.compute.local.engine import Engine
 from oscar.compute.local.logs import Logs
 from oscar.compute.local.mounts import Mounts
 from oscar.compute.local.records import GONE, Asked, RunFolder
-from oscar.compute.local.trees import remove_tree
 from oscar.compute.local.volumes import Volumes
-from oscar.compute.local.workers import PREFIX as WORKERS
 from oscar.compute.local.workers import Workers
 from oscar.errors import EngineError, ImageError, RunNotFound, StorageFull, Unsupported
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import FileStore, ObjectStore
 from oscar.supervisor.providers import Clients, Providers
+from oscar.supervisor.trees import remove_tree
 
 _TRIM_EVERY = 2.0
 """Seconds between looks at the sizes of growing logs."""

@@ -23,8 +23,9 @@ from oscar.compute.local.docker_logs import DockerLogs
 from oscar.compute.local.engine import Exit, Facts, Sandbox
 from oscar.compute.local.kernel_log import oom_killed
 from oscar.compute.local.pids import cpu_seconds, end_of, open_in_group
-from oscar.compute.local.trees import make_readable, owners
 from oscar.errors import EngineError, EngineMissing, ImageError, InvalidField
+from oscar.supervisor import variables
+from oscar.supervisor.trees import make_readable, owners
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 # https://pkg.go.dev/github.com/distribution/reference: a host with an optional port, path, tag, digest. Anything
@@ -152,7 +153,7 @@ class Containers:
     async def start(self, sandbox: Sandbox) -> None:
         """Start it detached; see `Engine`."""
         _check_name(sandbox.name)
-        environment.check(sandbox.env)
+        variables.check(sandbox.env)
         await self.ensure_image(sandbox.image, always=sandbox.always_pull)
         if self._mark(sandbox.name).exists():
             return

@@ -22,14 +22,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from oscar.compute.local import bubblewrap, environment
+from oscar.compute.local import bubblewrap
 from oscar.compute.local.bubblewrap import Walls
 from oscar.compute.local.cgroups import Cgroups
 from oscar.compute.local.cgroups import find as find_cgroups
 from oscar.compute.local.engine import Exit, Facts, Mount, Sandbox
 from oscar.compute.local.pids import cpu_seconds, end_of
-from oscar.compute.local.trees import make_readable, remove_tree
 from oscar.errors import EngineError, EngineMissing, InvalidField
+from oscar.supervisor import variables
+from oscar.supervisor.trees import make_readable, remove_tree
 
 SHIM = Path(__file__).with_name("shim.py")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
@@ -145,7 +146,7 @@ class Processes:
             raise InvalidField(
                 "there is no script, and processes have no image whose command could run", field="script"
             )
-        environment.check(sandbox.env)
+        variables.check(sandbox.env)
         folder = self._place(sandbox.name)
         lock = self._claim(folder)
         if lock is None:

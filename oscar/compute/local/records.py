@@ -22,8 +22,8 @@ from typing import Any
 
 from oscar.compute.base import Phase, Run, RunState
 from oscar.compute.local.engine import Exit
-from oscar.compute.local.trees import remove_tree
 from oscar.model.job import Trouble
+from oscar.supervisor.trees import remove_tree
 
 GONE = ".gone-"
 """Folders of forgotten runs that are being removed begin so."""

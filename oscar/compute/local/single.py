@@ -12,9 +12,10 @@ from pathlib import Path
 
 from oscar.compute.local import cri
 from oscar.compute.local.engine import Engine, Exit, Sandbox
-from oscar.compute.local.worker import Capture, Reply, overran, whole
+from oscar.compute.local.worker import whole
 from oscar.compute.local.workfolder import SHELL, Kit, WorkFolder
 from oscar.errors import EngineError, OscarError
+from oscar.supervisor.warm import Capture, Reply, overran
 
 _BLOCK = 1024 * 1024
 
@@ -22,22 +23,21 @@ _BLOCK = 1024 * 1024
 class Single:
     """Answers one request at a time, each in a sandbox of its own; the same promises as `Worker`."""
 
-    def __init__(self, engine: Engine, name: str, folder: Path, *, log_limit: int) -> None:
+    def __init__(self, engine: Engine, kit: Kit, name: str, folder: Path, *, log_limit: int) -> None:
         self.name = name
         self.folder = WorkFolder(engine, folder)
         self._engine = engine
         self._log_limit = log_limit
-        self._kit: Kit | None = None
+        self._kit = kit
         self._serial = 0
         self._running: str | None = None
         self._waiting: asyncio.Future[Exit | None] | None = None
         self._aborted: OscarError | None = None
 
-    async def start(self, kit: Kit, *, wait: float) -> None:  # noqa: ARG002 - as Worker: nothing is waited for
+    async def start(self, *, wait: float) -> None:  # noqa: ARG002 - as Worker: nothing is waited for
         """Make the folder; the sandboxes come with the requests."""
-        self._kit = kit
-        await asyncio.to_thread(self.folder.furnish, kit)
-        self._kit = await self.folder.attached(kit, self.name)
+        await asyncio.to_thread(self.folder.furnish, self._kit)
+        self._kit = await self.folder.attached(self._kit, self.name)
 
     def when_dead(self, tell: Callable[[str], None]) -> None:
         """Between requests there is nothing that could die."""
@@ -63,9 +63,17 @@ class Single:
             if self._running is not None:
                 await self._engine.remove(self._running)
         finally:
-            if self._kit is not None and self._kit.attaching is not None:
+            if self._kit.attaching is not None:
                 await self._kit.attaching.detach(self.name)
             await self.folder.remove()
+
+    def tidy(self) -> bool | None:
+        """See `Hand.tidy`."""
+        return self.folder.tidy()
+
+    async def tidy_all(self) -> bool:
+        """See `Hand.tidy_all`."""
+        return await self.folder.tidy_all()
 
     async def kill(self) -> None:
         """End all that runs; it is ended when this returns."""
@@ -104,8 +112,6 @@ class Single:
 
     def _sandbox(self, name: str, log: Path, variables: Mapping[str, str]) -> Sandbox:
         kit = self._kit
-        if kit is None:
-            raise EngineError("the worker was not started")
         script = f"{self.folder.config_inside}/script.sh"
         return Sandbox(
             name=name,

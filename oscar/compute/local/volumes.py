@@ -23,8 +23,8 @@ from pathlib import Path
 from oscar import telemetry
 from oscar.compute.base import VolumeUsage
 from oscar.compute.local.engine import Engine
-from oscar.compute.local.trees import disk_use, remove_tree
 from oscar.errors import EngineError, StorageFull
+from oscar.supervisor.trees import disk_use, remove_tree
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9-]{0,100}")
 _NEW, _GONE = ".new-", ".gone-"

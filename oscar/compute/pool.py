@@ -1,6 +1,6 @@
 """Which worker takes which request, when workers start and when they stop: the rules of warm workers.
 
-`compute.local.workers` keeps one `Pool` per service, tells it what happened and does what its actions say.
+`crew` keeps one `Pool` per service, tells it what happened and does what its actions say.
 Pure but for its own records: no clock (times are seconds that the caller passes), no tasks, no processes, so
 that the rules are tested with plain values (`tests/unit/test_pool.py`).
 """

@@ -1,7 +1,8 @@
-"""The warm workers of one service, and the yard of this machine where all services' workers have their room.
+"""The warm workers of one service, and the yard of this server where all services' workers have their room.
 
 `Crew` does what its `Pool` says: starts and ends workers, hands them to requests, wakes when the pool wants to
-be asked again. Called by `compute.local.workers`; calls `pool` (the rules), `worker` and `single` (sandboxes).
+be asked again. Called by `crews`; calls `pool` (the rules) and the engine's workers by the port `Employer`: sandboxes
+of this machine (`compute.local.workers`) or pods (`compute.kubernetes.sync`).
 """
 
 from __future__ import annotations
@@ -13,15 +14,11 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from oscar import telemetry
-from oscar.compute.local.engine import Engine
-from oscar.compute.local.pool import Bounds, Expire, Give, Place, Pool, Stage, Start, Stop, Ticket, evict
-from oscar.compute.local.single import Single
-from oscar.compute.local.worker import Deaf, Worker
-from oscar.compute.local.workfolder import Kit
+from oscar.compute.hands import Employer, K, Unfit, W
+from oscar.compute.pool import Bounds, Expire, Give, Place, Pool, Stage, Start, Stop, Ticket, evict
 from oscar.errors import EngineError, ImageError, OscarError, Unavailable
 
 STOP_LIMIT = 60.0
@@ -69,20 +66,33 @@ class CrewStats:
     """Why the last worker did not start or died, until one answers."""
 
 
-class Yard:
-    """What the crews of this machine share: the engine, the room, and whether FIFOs work."""
+class Yard(Generic[K, W]):
+    """What the crews of this server share: the engine and the room."""
 
-    def __init__(self, engine: Engine, folder: Path, limits: Limits, cores: int | None = None) -> None:
-        self.engine = engine
-        self.folder = folder
+    def __init__(
+        self,
+        employer: Employer[K, W],
+        limits: Limits,
+        *,
+        cores: int | None = None,
+        starting: int | None = None,
+    ) -> None:
+        """Make it inside the event loop.
+
+        Args:
+            employer: makes the workers.
+            limits: what the installation allows.
+            cores: how many workers can compute at once; those of this machine when absent.
+            starting: how many may be started at once; as many as cores when absent.
+        """
+        self.employer = employer
         self.limits = limits
-        self.crews: dict[tuple[str, str], Crew] = {}
+        self.crews: dict[tuple[str, str], Crew[K, W]] = {}
         self.epoch = secrets.token_hex(3)
         """In the names of all workers of this server's life."""
-        self.shares_fifo = engine.shares_fifo
         self.cores = cores or len(os.sched_getaffinity(0))
         self._most = limits.workers or 4 * self.cores
-        self._most_starting = max(2, self.cores)
+        self._most_starting = starting or max(2, self.cores)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def room(self) -> int:
@@ -90,7 +100,7 @@ class Yard:
         starting = sum(crew.pool.count(Stage.STARTING) for crew in self.crews.values())
         return max(0, min(self._free(), self._most_starting - starting))
 
-    def make_room(self, needy: Crew) -> None:
+    def make_room(self, needy: Crew[K, W]) -> None:
         """On a full machine, end the worker that is missed least so that this crew can start one."""
         # One at a time: its end settles all crews again.
         if self._free() > 0 or any(crew.pool.count(Stage.STOPPING) for crew in self.crews.values()):
@@ -122,10 +132,12 @@ class Yard:
         return self._most - sum(len(crew.pool.places) for crew in self.crews.values())
 
 
-class Crew:
+class Crew(Generic[K, W]):
     """The workers of one service."""
 
-    def __init__(self, yard: Yard, owner: str, service: str, prefix: str, kit: Kit, bounds: Bounds) -> None:
+    def __init__(
+        self, yard: Yard[K, W], owner: str, service: str, prefix: str, kit: K, bounds: Bounds
+    ) -> None:
         self.owner = owner
         self.service = service
         self.pool = Pool(bounds)
@@ -133,7 +145,7 @@ class Crew:
         self.requests = 0
         self._yard = yard
         self._prefix = prefix
-        self._workers: dict[Place, Worker | Single] = {}
+        self._workers: dict[Place, W] = {}
         self._starts: dict[Place, asyncio.Task[None]] = {}
         self._promises: dict[Ticket, asyncio.Future[Place]] = {}
         self._image: asyncio.Task[None] | None = None
@@ -179,7 +191,7 @@ class Crew:
             self._promises.pop(ticket, None)
             pool.leave(ticket)
 
-    def worker(self, place: Place) -> Worker | Single:
+    def worker(self, place: Place) -> W:
         """The worker of that place."""
         return self._workers[place]
 
@@ -188,7 +200,7 @@ class Crew:
         self.requests += 1
         self._trouble = None
         worker = self._workers[place]
-        clean = False if worker.dead else worker.folder.tidy()
+        clean = False if worker.dead else worker.tidy()
         if clean is None:
             self._yard.spawn(self._tidy_all(place), f"tidy {self._prefix}")
         elif clean:
@@ -211,7 +223,7 @@ class Crew:
 
     async def _tidy_all(self, place: Place) -> None:
         try:
-            clean = await self._workers[place].folder.tidy_all()
+            clean = await self._workers[place].tidy_all()
         except (OSError, OscarError) as error:
             self._log.warning("a worker's folder can't be cleaned", error=str(error))
             clean = False
@@ -231,7 +243,7 @@ class Crew:
 
     # For the service.
 
-    def renew(self, kit: Kit, bounds: Bounds) -> None:
+    def renew(self, kit: K, bounds: Bounds) -> None:
         """The service was applied; workers of another kit are replaced, busy ones after their request."""
         changed = kit != self.kit
         self.pool.renew(bounds, changed=changed)
@@ -298,24 +310,19 @@ class Crew:
 
     async def _start(self, place: Place) -> None:
         kit = self.kit
-        warm = kit.script and self._yard.shares_fifo
         self._serial += 1
-        name = f"{self._prefix}-{self._yard.epoch}-{self._serial}"
-        make = Worker if warm else Single
-        worker = make(self._yard.engine, name, self._yard.folder / name, log_limit=self._yard.limits.log)
+        worker = self._yard.employer.hire(kit, f"{self._prefix}-{self._yard.epoch}-{self._serial}")
         self._workers[place] = worker
         trouble: OscarError | None = None
         try:
             await self._have_image(kit.image)
             began = time.monotonic()
-            await worker.start(kit, wait=self._yard.limits.start)
+            await worker.start(wait=self._yard.limits.start)
         except asyncio.CancelledError:
             trouble = None  # the crew is being closed
-        except Deaf:
-            self._log.warning(
-                "FIFOs don't reach this engine's sandboxes: each call gets a sandbox of its own"
-            )
-            self._yard.shares_fifo = False
+        except Unfit as error:
+            self._log.warning(str(error))
+            self._yard.employer.unfit()
         except OscarError as error:
             trouble = error
         except OSError as error:
@@ -344,7 +351,7 @@ class Crew:
 
     async def _have_image(self, image: str) -> None:
         if self._image is None:
-            self._image = asyncio.ensure_future(self._yard.engine.ensure_image(image))
+            self._image = asyncio.ensure_future(self._yard.employer.ensure_image(image))
             # Those who wait for it may be gone when it fails.
             self._image.add_done_callback(lambda pull: pull.cancelled() or pull.exception())
         pull = self._image
