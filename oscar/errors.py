@@ -85,6 +85,10 @@ class Unauthorized(OscarError):
     status = 401
     code = "unauthorized"
 
+    guess = True
+    """Whether it may have been a try to guess a secret. Not so when nothing was shown, or what was shown is genuine
+    and opens nothing here (any more)."""
+
 
 class Forbidden(OscarError):
     """You may see this, but not do that with it."""

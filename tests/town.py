@@ -130,8 +130,13 @@ def town_on(data: Path, issuer: Issuer, stranger: Issuer, **more: Any) -> Iterat
         minio_endpoint="http://s3.test",
         password=PASSWORD,
         oidc_enable=True,
-        login_failures=0,
-        **{"oidc_issuers": (issuer.url,), "oidc_groups": (GROUP,), "users_admin": (CHIEF,), **more},
+        **{
+            "oidc_issuers": (issuer.url,),
+            "oidc_groups": (GROUP,),
+            "users_admin": (CHIEF,),
+            "login_failures": 0,
+            **more,
+        },
     )
     fake = FakeCompute(World(store=None))  # type: ignore[arg-type]  # no run of this test has files
     made, _ = build(settings, compute=fake)

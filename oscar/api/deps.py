@@ -39,8 +39,9 @@ async def get_caller(request: Request) -> Caller:
     p.failures.check(incoming.address, "Too many wrong log-ins from this address")
     try:
         caller = incoming.caller = await users.identify(p, request.headers.get("authorization"))
-    except Unauthorized:
-        p.failures.take(incoming.address)
+    except Unauthorized as error:
+        if error.guess:
+            p.failures.take(incoming.address)
         raise
     p.rate.check(caller.id, "Too many requests of this user")
     p.rate.take(caller.id)

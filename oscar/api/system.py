@@ -58,7 +58,8 @@ async def info(p: P, _caller: C) -> dict[str, Any]:
 
 @router.get("/system/config/", include_in_schema=False)
 @router.get("/system/config", summary="Get configuration", tags=["config"], responses=problems(401, 403, 503))
-async def read_config(p: P, caller: C) -> dict[str, Any]:
+async def read_config(p: P, caller: C, response: Response) -> dict[str, Any]:
+    response.headers["Cache-Control"] = "no-store"  # it has the caller's keys
     return await config.read(p, caller)
 
 

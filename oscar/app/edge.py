@@ -33,6 +33,7 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _SWITCHED = 101
+_REFUSED = 403
 _HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 _EXPOSED = re.compile(r"/system/services/[^/]+/exposed(/|$)")
 
@@ -69,6 +70,8 @@ class Edge:
             nonlocal status
             if message["type"] == "websocket.accept":
                 status = _SWITCHED
+            elif message["type"] == "websocket.close" and status != _SWITCHED:
+                status = _REFUSED  # what the server makes of it, RFC 6455 has no other way to say no
             if message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id), *own]

@@ -21,9 +21,17 @@ _NAMES = ("name", "preferred_username", "email")
 _LONGEST_NAME = 200
 
 
-def refusal(message: str, fix: str | None = None) -> Unauthorized:
-    """A refusal of a bearer token, with the header that RFC 6750 wants."""
-    return Unauthorized(message, fix=fix, headers=_CHALLENGE)
+def refusal(message: str, fix: str | None = None, *, genuine: bool = False) -> Unauthorized:
+    """A refusal of a bearer token, with the header that RFC 6750 wants.
+
+    Args:
+        message: what is wrong, as far as its holder may know.
+        fix: what he can do.
+        genuine: a trusted issuer has signed it, so nobody has guessed it.
+    """
+    error = Unauthorized(message, fix=fix, headers=_CHALLENGE)
+    error.guess = not genuine
+    return error
 
 
 def groups_of(claims: Mapping[str, Any]) -> frozenset[str]:

@@ -150,7 +150,9 @@ class Oidc:
             identity = await self._check_once(digest, token)
         if not may_enter(identity.subject, identity.groups, allowed=self._groups, always=self._subject):
             raise refusal(
-                "You belong to no group that may enter here", "ask for membership, then get a new token"
+                "You belong to no group that may enter here",
+                "ask for membership, then get a new token",
+                genuine=True,
             )
         return identity
 
@@ -179,7 +181,7 @@ class Oidc:
             try:
                 info = await issuer.user_info(token)
             except Unauthorized as error:
-                raise refusal(error.message, error.fix) from None
+                raise refusal(error.message, error.fix, genuine=True) from None
             except Unavailable:
                 if outside:
                     raise
@@ -187,7 +189,7 @@ class Oidc:
                 info, until = {}, min(ends, self._clock() + _NAMELESS)
             if info and info.get("sub") != subject:
                 # Demanded by OpenID Connect Core 5.3.2, against answers that were swapped.
-                raise self._refused("UserInfo is about somebody else", issuer)
+                raise self._refused("UserInfo is about somebody else", issuer, genuine=True)
             groups, name = groups | groups_of(info), name or name_of(info)
         identity = Identity(subject, issuer.url, ends, name, groups)
         self._remember(digest, until, identity)
@@ -232,11 +234,11 @@ class Oidc:
         try:
             rules.validate(claims)
         except ExpiredTokenError:
-            raise refusal("The token has expired", "get a new one") from None
+            raise refusal("The token has expired", "get a new one", genuine=True) from None
         except (JoseError, OverflowError) as error:
-            raise self._refused(str(error), issuer) from None
+            raise self._refused(str(error), issuer, genuine=True) from None
         if not self._is_subject(claims["sub"]):
-            raise self._refused("its subject can't be that of a user", issuer)
+            raise self._refused("its subject can't be that of a user", issuer, genuine=True)
         return claims
 
     def _signed_by(self, token: str, key: Key) -> dict[str, Any] | None:
@@ -250,10 +252,10 @@ class Oidc:
     def _is_subject(self, subject: str) -> bool:
         return len(subject) <= _LONGEST_SUBJECT and subject.isprintable() and subject not in self._reserved
 
-    def _refused(self, reason: str, issuer: Issuer | None = None) -> Unauthorized:
+    def _refused(self, reason: str, issuer: Issuer | None = None, *, genuine: bool = False) -> Unauthorized:
         # The reason is for who runs the server; it would help a forger more than a user.
         log.info("bearer refused", reason=reason, issuer=issuer.url if issuer else "")
-        return refusal("The bearer token is not known here")
+        return refusal("The bearer token is not known here", genuine=genuine)
 
 
 def _part(text: str) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ MOST_LOG_LINES = 10_000
 SESSION_S = 12 * 3600
 """Seconds after which a browser has to show its token again."""
 _RETRY = {"Retry-After": "2"}
+_NAME = re.compile(r"[a-z0-9-]{1,39}")
 
 
 # What users ask for.
@@ -190,11 +193,21 @@ async def admit(p: Platform, name: str, shown: Shown, *, owner: str | None = Non
 
 
 async def check_access(p: Platform, name: str, shown: Shown, *, owner: str | None = None) -> Admission:
-    """Who shows these credentials, if he may call the service, whether it asks for any or not. Raises as `admit`."""
+    """Who shows these credentials, if he may call the service, whether it asks for any or not.
+
+    Whoever may not hears the same of a service that is there and of one that is not.
+
+    Raises:
+        Unauthorized (401): nobody known. ServiceNotFound (404): there is none, or he may not see it.
+        BadRequest (400): `owner` must choose.
+    """
     found = [services.parsed(p, row) for row in await p.services.get(name, owner)]
-    if not found:
-        raise ServiceNotFound(f'There is no service named "{name}"')
-    return await _one(name, (authenticate(p, known, shown) for known in found))
+    if found:
+        with contextlib.suppress(Forbidden):
+            return await _one(name, (authenticate(p, known, shown) for known in found))
+    else:
+        await _identify(p, _presented(shown, name), shown.address)
+    raise ServiceNotFound(f'There is no service named "{name}", or you may not see it', field="serviceName")
 
 
 async def _one(name: str, asked: Iterable[Coroutine[Any, Any, Admission]]) -> Admission:
@@ -229,7 +242,7 @@ async def _admit(p: Platform, known: Known, shown: Shown) -> Admission:
     if expose.auth_type == "basic":
         if shown.authorization and _is_service_login(known, shown.authorization):
             return Admission(known, _token_caller(known))
-        raise _refusal(known, "Log in with the service's name and its token")
+        raise _refusal(known.row.name, "Log in with the service's name and its token")
     return await authenticate(p, known, shown)
 
 
@@ -245,9 +258,7 @@ async def authenticate(p: Platform, known: Known, shown: Shown) -> Admission:
         caller = _session(p, known, shown.cookie)
         if caller is not None:
             return Admission(known, _permitted(caller, known))
-    presented = shown.authorization or (f"Bearer {shown.token}" if shown.token else None)
-    if presented is None:
-        raise _refusal(known, "Log in with a token of the service or of yours")
+    presented = _presented(shown, known.row.name)
     caller = _permitted(await _identify(p, presented, shown.address), known)
     if shown.token is None or shown.authorization is not None:
         return Admission(known, caller)
@@ -301,8 +312,9 @@ async def _identify(p: Platform, authorization: str, address: str) -> Caller:
     p.failures.check(address, "Too many wrong log-ins from this address")
     try:
         return await users.identify(p, authorization)
-    except Unauthorized:
-        p.failures.take(address)
+    except Unauthorized as error:
+        if error.guess:
+            p.failures.take(address)
         raise
 
 
@@ -332,10 +344,21 @@ async def _is_ours(p: Platform, known: Known, authorization: str | None, address
     return True
 
 
-def _refusal(known: Known, words: str) -> Unauthorized:
-    return Unauthorized(
-        words, headers={"WWW-Authenticate": f'Basic realm="{known.row.name}", charset="UTF-8"'}
-    )
+def _presented(shown: Shown, name: str) -> str:
+    """The credentials as an `Authorization` header.
+
+    Raises:
+        Unauthorized: there are none.
+    """
+    presented = shown.authorization or (f"Bearer {shown.token}" if shown.token else None)
+    if presented is None:
+        raise _refusal(name, "Log in with a token of the service or of yours")
+    return presented
+
+
+def _refusal(name: str, words: str) -> Unauthorized:
+    realm = name if _NAME.fullmatch(name) else "oscar"
+    return Unauthorized(words, headers={"WWW-Authenticate": f'Basic realm="{realm}", charset="UTF-8"'})
 
 
 # The cookie: who it is and until when, signed with a key of the service's token. So it holds no token, works without

@@ -31,7 +31,9 @@ async def identify(p: Platform, authorization: str | None) -> Caller:
         Unauthorized: it is missing, malformed, or proves nobody; the answer never says which part was wrong.
     """
     if not authorization:
-        raise Unauthorized("Log in with basic auth or a bearer token", headers=_CHALLENGE)
+        error = Unauthorized("Log in with basic auth or a bearer token", headers=_CHALLENGE)
+        error.guess = False
+        raise error
     scheme, _, value = authorization.partition(" ")
     match scheme.lower():
         case "basic":
@@ -78,7 +80,11 @@ async def _provision(p: Platform, identity: Identity) -> None:
         identity.subject, name=identity.name, issuer=identity.issuer, trusted=p.settings.oidc_issuers
     )
     if speaks != identity.issuer:
-        raise refusal("Another issuer knows somebody else by your subject", f"log in by the issuer {speaks}")
+        raise refusal(
+            "Another issuer knows somebody else by your subject",
+            f"log in by the issuer {speaks}",
+            genuine=True,
+        )
     await p.buckets.credential_of(identity.subject)
     p.provisioned[identity.subject] = identity.issuer
 

@@ -9,6 +9,7 @@ import random
 import uuid
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -17,12 +18,13 @@ import pytest
 from oscar.errors import BadRequest
 from oscar.model.event import decode, delegate, minio_event
 from oscar.model.object import Object
+from tests.server import Server
 
 COPY = 'cat "$INPUT_FILE_PATH" >"$TMP_OUTPUT_DIR/copy"; cat "$EVENT_FILE" >"$TMP_OUTPUT_DIR/event"'
 
 
 @pytest.fixture
-def http(server: Any) -> Iterator[httpx2.Client]:
+def http(server: Server) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=server.endpoint, auth=(server.user, server.password), timeout=60) as client:
         yield client
 
@@ -198,8 +200,18 @@ def expected(payload: bytes) -> int:
     return 201
 
 
-def test_two_thousand_damaged_events(http: httpx2.Client, service: str) -> None:
-    for payload in payloads(2000):
+def memory(pid: int) -> int:
+    """Bytes that the process has in memory."""
+    found = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(row.split()[1]) * 1024 for row in found if row.startswith("VmRSS"))
+
+
+def test_two_thousand_damaged_events(server: Server, http: httpx2.Client, service: str) -> None:
+    assert server.process is not None
+    early = 0
+    for index, payload in enumerate(payloads(2000)):
+        if index == 200:  # what is made once is there by then
+            early = memory(server.process.pid)
         answer = http.post(f"/job/{service}", content=payload)
         assert answer.status_code == expected(payload), (payload, answer.text)
         said = answer.json()
@@ -209,6 +221,7 @@ def test_two_thousand_damaged_events(http: httpx2.Client, service: str) -> None:
         else:
             assert said["service"] == service
     assert http.get("/health").text == "Ok"
+    assert memory(server.process.pid) - early < 16 << 20, "memory stays flat"
     # And it still works.
     answer = http.post(f"/run/{service}", content=base64.b64encode(b"still here"))
     assert answer.status_code == 200, answer.text

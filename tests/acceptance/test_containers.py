@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,6 +86,33 @@ def test_an_image_that_can_not_be_pulled_is_told_in_the_engines_words(
     assert answer.status_code == 502, answer.text
     assert answer.json()["code"] == "image_error"
     assert "connection refused" in answer.json()["message"]
+
+
+def rows(data: Path) -> dict[str, int]:
+    """How many rows each table has, but for the records of requests."""
+    with contextlib.closing(sqlite3.connect(f"file:{data}/oscar.db?mode=ro", uri=True)) as store:
+        names = [name for (name,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        return {
+            name: store.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]  # noqa: S608 - our own tables
+            for name in names
+            if name != "requests"
+        }
+
+
+def test_defect_8_a_call_of_a_users_service_makes_nothing_to_be_admitted(
+    http: httpx2.Client, watched: Watched
+) -> None:
+    user = "ann@example.org"
+    limits = http.put(f"/system/quotas/user/{user}", json={"cpu": "2000m", "memory": "2Gi"})
+    assert limits.status_code == 200, limits.text
+    name = create(http, "echo done", image=watched.image, owner=user, cpu="0.1", synchronous={"max_scale": 1})
+    assert http.post(f"/run/{name}", content=b"{}").text == "done\n"
+    before, asked = rows(watched.server.data), watched.asked()
+    for _ in range(30):
+        assert http.post(f"/run/{name}", content=b"{}").text == "done\n"
+    assert rows(watched.server.data) == before, "no workload, job or reservation comes of a call"
+    made = {"create", "run", "start", "exec", "rm", "kill", "stop"}
+    assert not [call for call in watched.asked()[len(asked) :] if made & set(call.split()[:2])]
 
 
 def test_defect_9_synchronous_calls_share_a_warm_container_one_at_a_time(

@@ -407,7 +407,7 @@ def test_the_question_who_may(web: Web) -> None:
     ask = "/system/services/gate/auth"
     assert web.http.get(ask).status_code == 401
     assert web.http.get(ask, headers={"Authorization": "Bearer " + "0" * 64}).status_code == 401
-    assert web.http.get(ask, headers={"Authorization": f"Bearer {web.token('app')}"}).status_code == 403
+    assert web.http.get(ask, headers={"Authorization": f"Bearer {web.token('app')}"}).status_code == 404
     assert web.http.get("/system/services/none/auth", auth=web.auth).status_code == 404
     assert web.http.get(ask, auth=web.auth).status_code == 200
     answer = web.http.get(ask, headers={"Authorization": f"Bearer {token}"})
@@ -656,20 +656,81 @@ def test_the_commands(web: Web) -> None:
     web.remove("told")
 
 
+def records(web: Web, service: str, count: int) -> list[tuple[str, int, str, int]]:
+    """Kind, status, address and microseconds of the service's records, once there are so many."""
+    deadline = time.monotonic() + 30
+    while True:
+        with contextlib.closing(sqlite3.connect(f"file:{web.at.data}/oscar.db?mode=ro", uri=True)) as rows:
+            query = "SELECT kind, status, address, duration FROM requests WHERE service = ? ORDER BY id"
+            found = rows.execute(query, (service,)).fetchall()
+        if len(found) >= count:
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)  # records are written behind
+
+
 def test_each_request_is_recorded(web: Web) -> None:
     web.apply("counted")
     for path in ("/", "/missing", "/close"):
         web.get("counted", path)
-    found: list[tuple[str, int, str]] = []
-    deadline = time.monotonic() + 30
-    while len(found) < 3:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)  # records are written behind
-        with contextlib.closing(sqlite3.connect(f"file:{web.at.data}/oscar.db?mode=ro", uri=True)) as rows:
-            query = "SELECT kind, status, address FROM requests WHERE service = 'counted' ORDER BY id"
-            found = rows.execute(query).fetchall()
+    found = [record[:3] for record in records(web, "counted", 3)]
     assert sorted(found) == [("exposed", status, "127.0.0.1") for status in (200, 404, 502)]
     web.remove("counted")
+
+
+def test_long_connections_are_recorded_at_their_end_with_their_length(web: Web) -> None:
+    web.apply("long")
+    web.seen("long")
+    address = web.at.endpoint.replace("http", "ws") + "/system/services/long/exposed/ws"
+
+    async def socket_open() -> float:
+        began = time.perf_counter()
+        async with connect(address) as socket_:
+            await socket_.send("hello")
+            assert await socket_.recv() == "HELLO"
+            opened = time.perf_counter()
+            # Of a request that came later there is a record by now, of the one that goes on there is none.
+            await asyncio.to_thread(web.get, "long", "/missing")
+            found = await asyncio.to_thread(records, web, "long", 2)
+            assert [status for _, status, _, _ in found] == [200, 404]
+            lasted = time.perf_counter() - opened
+        assert lasted < time.perf_counter() - began
+        return lasted
+
+    lasted = asyncio.run(socket_open())
+    kind, status, client, duration = records(web, "long", 3)[-1]
+    assert (kind, status, client) == ("exposed", 101, "127.0.0.1")
+    assert duration >= lasted * 1e6
+
+    with web.http.stream("GET", "/system/services/long/exposed/sse") as events:
+        lines = events.iter_lines()  # kept: its end would be that of the answer
+        next(lines)
+        opened = time.perf_counter()
+        httpx2.get(f"{web.at.endpoint}/system/services/long/exposed/missing", timeout=60)
+        assert [status for _, status, _, _ in records(web, "long", 4)[3:]] == [404]
+        lasted = time.perf_counter() - opened
+    kind, status, client, duration = records(web, "long", 5)[-1]
+    assert (kind, status, client) == ("exposed", 200, "127.0.0.1")
+    assert duration >= lasted * 1e6
+    web.remove("long")
+
+
+def test_a_refused_websocket_is_recorded_as_refused(web: Web) -> None:
+    web.apply("shy", expose={"set_auth": True})
+    address = web.at.endpoint.replace("http", "ws") + "/system/services/shy/exposed/nothing"
+
+    async def ask(**more: Any) -> int:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(address, **more)
+        return refused.value.response.status_code
+
+    assert asyncio.run(ask()) == 401
+    login = httpx2.BasicAuth("shy", web.token("shy"))
+    header = next(login.auth_flow(httpx2.Request("GET", "http://x"))).headers["authorization"]
+    assert asyncio.run(ask(additional_headers={"Authorization": header})) == 502
+    # Nobody had logged in at the first try: it reached no service.
+    assert [status for _, status, _, _ in records(web, "shy", 1)] == [502]
+    web.remove("shy")
 
 
 def test_replicas_outlive_a_killed_server(tmp_path: Path) -> None:

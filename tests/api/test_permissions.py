@@ -22,7 +22,6 @@ from tests.permissions_table import OPEN, ROUTES, Need, outcome
 from tests.town import ALLY, KNOWN, OTHER, OWNER, REFUSED, Town, town_on
 
 EXCEPTIONS = {
-    "GET /system/services/{serviceName}/auth": "for proxies, which take 401 and 403 only; tested with exposed services",
     "GET /system/volumes/{volumeName}": "the engine of this test has no volumes",
     "DELETE /system/volumes/{volumeName}": "the engine of this test has no volumes",
     "GET /system/quotas/user/{userId}": "a user may name himself; tested with quotas",

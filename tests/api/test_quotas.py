@@ -242,7 +242,9 @@ def images(scene: Scene, folder: Path) -> Iterator[Path]:
     assert scene.http.put("/system/config", json={"allowed_image_repositories": []}).status_code == 200
 
 
-def test_images_are_limited_on_create_and_update(scene: Scene, images: Path) -> None:
+def test_defect_16_images_are_allowed_by_their_path_and_not_by_a_part_of_the_text(
+    scene: Scene, images: Path
+) -> None:
     before = scene.service()
     places = ["ghcr.io/grycap", "ubuntu"]
     answer = scene.http.put("/system/config", json={"allowed_image_repositories": places})

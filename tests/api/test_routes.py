@@ -334,7 +334,7 @@ CALLS += [
 ]
 NOT_ENABLED = {f"{method} {path}" for path in FEDERATION for method in ("POST", "PUT", "DELETE")}
 """Routed, and refused to everybody in this release."""
-OPEN = {"GET /health", "GET /system/services/{serviceName}/auth"}
+OPEN = {"GET /health"}
 """The second one is itself the question who may enter."""
 WITHOUT_INPUT = {
     *OPEN,
@@ -349,6 +349,7 @@ WITHOUT_INPUT = {
 }
 """What can only be refused to who calls, which `test_without_credentials` does for all."""
 FOR_TOKENS = {
+    "GET /system/services/{serviceName}/auth",
     "POST /run/{serviceName}",
     "POST /job/{serviceName}",
     "GET /system/info",

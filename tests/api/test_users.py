@@ -20,7 +20,7 @@ from oscar.settings import Settings
 from tests import oidc
 from tests.oidc import KEYS, USER_INFO
 from tests.server import sandbox_works
-from tests.town import ALLY, CHIEF, GROUP, OTHER, OWNER, Town, town_on
+from tests.town import ALLY, CHIEF, GROUP, OTHER, OWNER, REFUSED, Town, town_on
 
 
 @pytest.fixture
@@ -54,15 +54,25 @@ def private_bucket(bucket: str, user: str) -> str:
 # --- first sight -----------------------------------------------------------------------------------------
 
 
-def test_a_user_gets_keys_of_his_own(town: Town) -> None:
+def test_defect_18_the_configuration_shows_each_caller_his_own_keys_only(town: Town) -> None:
     keys = {}
     for who in ("owner", "allowed user", "oidc administrator", "administrator"):
-        said = town.call(who, "GET", "/system/config").json()["minio_provider"]
+        answer = town.call(who, "GET", "/system/config")
+        assert answer.headers["cache-control"] == "no-store"
+        said = answer.json()["minio_provider"]
         keys[said["access_key"]] = said["secret_key"]
     assert set(keys) == {OWNER, ALLY, CHIEF, "oscar-admin"}
     assert len(set(keys.values())) == 4
-    again = town.call("owner", "GET", "/system/config").json()["minio_provider"]
-    assert keys[OWNER] == again["secret_key"]
+    again = town.call("owner", "GET", "/system/config")
+    assert keys[OWNER] == again.json()["minio_provider"]["secret_key"]
+    others = [secret for key, secret in keys.items() if key != OWNER]
+    assert not any(secret in again.text for secret in others)
+    # Who calls for a service needs none, and nobody gets none.
+    town.tokens["service"] = town.own_token(town.service("public"))
+    refused = [town.call("service", "GET", "/system/config"), town.call("nobody", "GET", "/system/config")]
+    assert [answer.status_code for answer in refused] == [403, 401]
+    shown = town.call("owner", "GET", "/system/services").text + "".join(each.text for each in refused)
+    assert not any(secret in shown for secret in keys.values())
 
 
 def test_many_first_requests_at_once(town: Town) -> None:
@@ -97,6 +107,51 @@ def test_defect_11_a_refused_token_goes_no_further(town: Town) -> None:
         assert town.call(who, "POST", "/system/services", json=body).status_code == 401
         assert town.call(who, "GET", "/system/config").status_code == 401
     assert names(town.call("administrator", "GET", "/system/services")) == before
+
+
+def test_a_poller_with_an_old_token_locks_nobody_out(tmp_path: Path) -> None:
+    with (
+        oidc.running() as issuer,
+        oidc.running() as stranger,
+        town_on(tmp_path / "data", issuer, stranger, login_failures=5) as town,
+    ):
+        for _ in range(20):
+            for who in ("expired", "outsider", "nobody"):
+                assert town.call(who, "GET", "/system/info").status_code == 401
+                assert town.call(who, "GET", "/system/services/none/auth").status_code == 401
+        assert town.call("owner", "GET", "/system/info").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "who", ["wrong password", "forged", "not a token", "foreign issuer", "unknown token"]
+)
+@pytest.mark.parametrize("path", ["/system/info", "/system/services/none/auth"])
+def test_who_guesses_is_locked_out(tmp_path: Path, who: str, path: str) -> None:
+    with (
+        oidc.running() as issuer,
+        oidc.running() as stranger,
+        town_on(tmp_path / "data", issuer, stranger, login_failures=5) as town,
+    ):
+        town.tokens["unknown token"] = "0" * 64
+        said = [town.call(who, "GET", path).status_code for _ in range(7)]
+        assert said == [401] * 5 + [429] * 2
+        assert town.call("expired", "GET", path).status_code == 429, "the address is locked, whoever asks"
+
+
+def test_strangers_are_not_told_which_services_there_are(town: Town) -> None:
+    present, absent = town.service("private"), "s-00000000"
+    town.tokens["token"] = town.own_token(town.service("private", who="other user"), "other user")
+    town.tokens["unknown token"] = "0" * 64
+    for who in sorted({*REFUSED, "other user", "token", "unknown token"}):
+        said = []
+        for name in (present, absent):
+            answer = town.call(who, "GET", f"/system/services/{name}/auth", headers={"X-Request-Id": "same"})
+            headers = {key: text.replace(name, "") for key, text in answer.headers.items()}
+            del headers["content-length"]
+            said.append((answer.status_code, answer.text.replace(name, ""), headers))
+        assert said[0][0] == (401 if who in {*REFUSED, "unknown token"} else 404), who
+        assert said[0] == said[1], who
+    assert town.call("owner", "GET", f"/system/services/{present}/auth").status_code == 200
 
 
 def test_an_outage_of_the_issuer_is_told_as_such(tmp_path: Path) -> None:
