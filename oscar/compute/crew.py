@@ -43,6 +43,8 @@ class Limits:
     """How long requests may go on when the server stops."""
     log: int = 64 * 1024 * 1024
     """Output of a script that is kept: more, and its middle is left out."""
+    patience: float = 0.05
+    """How long a request waits for a busy worker before another one is started."""
     workers: int = 0
     """Workers of all services together, 0 for four times the cores of the machine."""
 

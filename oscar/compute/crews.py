@@ -31,6 +31,7 @@ def bounds_of(service: Service, limits: Limits, cores: int) -> Bounds:
         queue=limits.queue,
         wait=limits.wait,
         idle=limits.idle,
+        patience=limits.patience,
         cores=cores,
         by_user=service.isolation_level == "USER",
     )

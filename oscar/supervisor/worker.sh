@@ -4,6 +4,10 @@
 # field 1 when processes were left over; an id that starts with "check" runs nothing and only looks again.
 # It ends by itself when the server is gone, because then nobody holds the FIFOs' other ends.
 
+# In a pod: the sidecar may be later than we, and the service's variables lie in a file, because values may be any bytes.
+until [ -p "$1/requests" ]; do sleep 0.05 2>/dev/null || :; done
+if [ -f "$2/environment" ]; then . "$2/environment"; fi
+
 # Tells a server that hears nothing by FIFO that this shell did start.
 echo started >"$1/ready"
 exec 3<"$1/requests" 4>"$1/replies" 5>"$1/log"

@@ -1,0 +1,282 @@
+"""Synchronous calls on a Kubernetes cluster: implements `Invokes` by warm workers in pods.
+
+Made by `app.engines` beside the engine. A Deployment for each service and definition (`workers`) is scaled by requests
+under way and waiting, to and from zero, by the rules of `pool` that hold on one machine too. The sidecar of a pod does
+what is around the script (`supervisor.serve`), so a call is one request to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+from oscar import telemetry
+from oscar.compute.base import Answer, Run
+from oscar.compute.crew import Crew, CrewStats, Limits, Yard
+from oscar.compute.crews import PATIENCE, Crews
+from oscar.compute.kubernetes.cluster import Body, Changed, Cluster, Gone, Listed
+from oscar.compute.kubernetes.kinds import DEPLOYMENT, POD, SECRET
+from oscar.compute.kubernetes.names import Names
+from oscar.compute.kubernetes.sidecar import Heard, NotTaken
+from oscar.compute.kubernetes.worker_manifests import SET, SLOT, WORKER, Kit, Sidecar, kit_of
+from oscar.compute.kubernetes.workers import PodWorker, WorkerSet
+from oscar.errors import EngineError, InvocationTimeout, OscarError, Unavailable, Unsupported
+from oscar.model.service import Service
+from oscar.model.storage import MinIOProvider
+from oscar.supervisor import wire
+
+PATIENT_S = 0.5
+"""Seconds that a request waits for a busy worker before another pod is started, which takes seconds itself."""
+MOST = 1000
+"""Workers of all services together when nothing is set: the cluster says what it bears."""
+TRIES = 5
+"""Workers that a call is offered to when none takes it."""
+_AT_ONCE = 50
+
+
+class PodInvokes:
+    """Implements `Invokes` with pods."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        names: Names,
+        sidecar: Sidecar,
+        ensure: Callable[[str], Awaitable[str]],
+        own_store: Callable[[Run], Awaitable[MinIOProvider]],
+        limits: Limits | None = None,
+        *,
+        slot: str = "",
+    ) -> None:
+        """Make it inside the event loop; nothing runs before `start`.
+
+        Args:
+            cluster: the way to the API server.
+            names: of the installation.
+            sidecar: our container in the pods.
+            ensure: makes an owner's namespace ready; its name.
+            own_store: the platform's store for a run, with the keys of its user, as pods reach it.
+            limits: what the installation allows; `workers` 0 leaves it to the cluster.
+            slot: tells this server's workers from those of others on the same database.
+        """
+        limits = limits or Limits()
+        self._limits = replace(
+            limits, patience=max(limits.patience, PATIENT_S), workers=limits.workers or MOST
+        )
+        self._cluster = cluster
+        self._names = names
+        self._sidecar = sidecar
+        self._ensure = ensure
+        self._own_store = own_store
+        self._slot = slot
+        self._sets: dict[tuple[str, str], WorkerSet] = {}
+        self._current: dict[tuple[str, str], WorkerSet] = {}
+        self._crews: Crews[Kit, PodWorker] = Crews(Yard(self, self._limits, cores=1, starting=_AT_ONCE))
+        self._pods: dict[tuple[str, str], dict[str, Body]] = defaultdict(dict)
+        """All pods of this server's workers, by namespace and Deployment."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._log = telemetry.get("workers")
+
+    # The server's life.
+
+    async def start(self) -> None:
+        """Take up work; workers of an earlier server go on, those that nobody claims are removed in a while."""
+        self._tasks = [
+            asyncio.create_task(self._watch(), name="watch of workers"),
+            asyncio.create_task(self._sweep(), name="sweep of old workers"),
+        ]
+
+    async def stop(self) -> None:
+        """Take no more requests, let those under way end, then end all workers."""
+        await self._crews.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+        for workers in self._sets.values():
+            try:
+                await workers.remove()
+            except OscarError as error:
+                self._log.warning("workers can't be removed", name=workers.name, error=error.message)
+        self._sets.clear()
+        self._current.clear()
+
+    # Of `Compute` and `Invokes`.
+
+    def check(self, service: Service) -> list[str]:
+        """What of the service's synchronous calls can't be honoured, as warnings."""
+        if service.script:
+            return []
+        return ["script: without one the service can only be run by jobs, not by synchronous calls"]
+
+    async def apply(self, service: Service) -> None:
+        """Bring the service's workers to its definition: min_scale warm, others of before replaced."""
+        key = service.owner, service.name
+        if service.script and (service.synchronous.min_scale or key in self._current):
+            await self._crew(service, renew=True)
+
+    async def prepare(self, service: Service) -> None:
+        """See `Invokes.prepare`."""
+        await self.apply(service)
+
+    async def remove(self, owner: str, name: str) -> None:
+        """End the service's workers; requests under way fail. Silent if there are none."""
+        await self._crews.remove(owner, name)
+        workers = self._current.pop((owner, name), None)
+        if workers is not None:
+            await self._retire(workers)
+
+    def stats(self) -> list[CrewStats]:
+        """How the workers of each service do."""
+        return self._crews.stats()
+
+    async def invoke(self, run: Run) -> Answer:
+        """Run the script on a warm worker; see `Invokes.invoke`."""
+        if not run.service.script:
+            raise Unsupported(
+                "a service without a script can't be called synchronously here",
+                field="script",
+                fix="Give it a script, or call it by POST /job.",
+            )
+        with self._crews.serving():
+            payload = (
+                await asyncio.to_thread(run.payload.read_bytes)
+                if isinstance(run.payload, Path)
+                else run.payload
+            )
+            order = wire.Order(run.job_id, run.hops, run.timeout, run.environment, await self._stores(run))
+            for _ in range(TRIES):
+                with contextlib.suppress(NotTaken):
+                    return await self._once(run, order, payload)
+            raise Unavailable("no worker took the request", headers={"Retry-After": "5"})
+
+    async def _once(self, run: Run, order: wire.Order, payload: bytes) -> Answer:
+        crew = self._crews.get(run.service) or await self._crew(run.service)
+        place = await crew.acquire(run.user)
+        worker = crew.worker(place)
+        reusable, ended = False, False
+        try:
+            heard = await worker.ask(order, payload)
+            reusable = worker.reusable
+            return _answer(heard)
+        except InvocationTimeout:
+            # Whoever hears of it may rely on that the script is stopped.
+            ended = True
+            await asyncio.wait({crew.end(place)}, timeout=PATIENCE)
+            raise
+        except NotTaken as error:
+            self._log.info("a worker did not take a request", worker=worker.name, reason=str(error))
+            raise
+        except OscarError:
+            reusable = worker.reusable
+            raise
+        finally:
+            if reusable:
+                asyncio.get_running_loop().call_soon(crew.answered, place)
+            elif not ended:
+                crew.end(place)
+
+    async def _stores(self, run: Run) -> wire.Stores | None:
+        service = run.service
+        if not (service.input or service.output or service.mount):
+            return None
+        return wire.Stores(await self._own_store(run), service.storage_providers)
+
+    async def _crew(self, service: Service, *, renew: bool = False) -> Crew[Kit, PodWorker]:
+        namespace = await self._ensure(service.owner)
+        key = service.owner, service.name
+        crew = self._crews.get(service)
+        if crew is not None and not renew:
+            return crew
+        kit = kit_of(service, namespace, self._sidecar)
+        before = self._current.get(key)
+        if before is None or before.kit != kit:
+            workers = self._set_of(kit)
+            self._current[key] = workers
+            if before is not None:
+                await self._retire(before)
+        return self._crews.renew(service, kit)
+
+    def _set_of(self, kit: Kit) -> WorkerSet:
+        made = WorkerSet(self._cluster, self._names, kit, self._sidecar, self._slot)
+        known = self._sets.get((kit.namespace, made.name))
+        if known is not None:
+            known.retired = False
+            return known
+        self._sets[kit.namespace, made.name] = made
+        # Those of an earlier server.
+        made.listed(list(self._pods[kit.namespace, made.name].values()))
+        return made
+
+    async def _retire(self, workers: WorkerSet) -> None:
+        workers.retired = True
+        if not workers.hired:
+            await workers.remove()
+
+    # Of `Employer`.
+
+    async def ensure_image(self, image: str) -> None:
+        """See `Employer.ensure_image`: the node does it."""
+
+    def hire(self, kit: Kit, name: str) -> PodWorker:
+        """See `Employer.hire`."""
+        return PodWorker(self._set_of(kit), self._cluster, name)
+
+    def unfit(self) -> None:
+        """See `Employer.unfit`: there is one kind."""
+
+    # In the background.
+
+    def _selector(self) -> str:
+        return f"{self._names.selector(WORKER)},{SLOT}={self._slot}"
+
+    async def _watch(self) -> None:
+        async for news in self._cluster.follow(POD, labels=self._selector()):
+            match news:
+                case Listed(items):
+                    self._pods.clear()
+                    for pod in items:
+                        self._pods[_place(pod)][pod["metadata"]["name"]] = pod
+                    for place, workers in self._sets.items():
+                        workers.listed(list(self._pods[place].values()))
+                case Changed(pod):
+                    place = _place(pod)
+                    self._pods[place][pod["metadata"]["name"]] = pod
+                    if place in self._sets:
+                        self._sets[place].seen(pod)
+                case Gone(pod):
+                    place = _place(pod)
+                    self._pods[place].pop(pod["metadata"]["name"], None)
+                    if place in self._sets:
+                        self._sets[place].gone(pod["metadata"]["name"])
+
+    async def _sweep(self) -> None:
+        """Remove what an earlier server left and no service claims by then."""
+        await asyncio.sleep(self._limits.idle)
+        try:
+            for kind in (DEPLOYMENT, SECRET):
+                for item in await self._cluster.items(kind, labels=self._selector()):
+                    place = item["metadata"]["namespace"], item["metadata"]["name"]
+                    if place not in self._sets:
+                        await self._cluster.delete(kind, place[1], place[0])
+        except OscarError as error:
+            self._log.warning("old workers can't be removed", error=error.message)
+
+
+def _place(pod: Body) -> tuple[str, str]:
+    meta = pod["metadata"]
+    return str(meta["namespace"]), str(meta["labels"].get(SET, ""))
+
+
+def _answer(heard: Heard) -> Answer:
+    try:
+        code = int(heard.headers[wire.EXIT])
+        length = heard.headers.get(wire.LOG_LENGTH)
+    except (KeyError, ValueError) as error:
+        raise EngineError("the worker's answer makes no sense") from error
+    if length is None:
+        return Answer(heard.body, code, heard.body)
+    return Answer(heard.body[int(length) :], code, heard.body[: int(length)])
