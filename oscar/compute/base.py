@@ -65,6 +65,8 @@ class RunState:
     exit_code: int | None = None
     started: int | None = None
     finished: int | None = None
+    held: bool = False
+    """A quota of the engine's own holds it back; only with phase SUBMITTED."""
 
 
 @dataclass(frozen=True, slots=True)

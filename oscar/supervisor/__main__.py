@@ -1,4 +1,4 @@
-"""`python -m oscar.supervisor serve`: the sidecar of a warm worker in a pod; see `serve`."""
+"""The containers of ours in a pod: `python -m oscar.supervisor in|out` stages (`pod`), `serve` serves (`serve`)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import sys
 
 def main(words: list[str]) -> int:
     """Do what the words say; the exit code."""
-    if words[:1] != ["serve"]:
-        sys.stderr.write("usage: python -m oscar.supervisor serve …\n")
-        return 2
-    from oscar.supervisor import serve
+    match words:
+        case ["in" | "out" as step]:
+            from oscar.supervisor import pod
 
-    return serve.main(words[1:])
+            return pod.main(step)
+        case ["serve", *rest]:
+            from oscar.supervisor import serve
+
+            return serve.main(rest)
+    sys.stderr.write("usage: python -m oscar.supervisor in|out|serve …\n")
+    return 2
 
 
 if __name__ == "__main__":

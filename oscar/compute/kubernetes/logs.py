@@ -1,0 +1,443 @@
+"""Logs of runs: read from pods while they run, kept as objects of the own store that outlive them.
+
+Called by `backend`. A log is a row of chunks, each an object of lines. Every line has a position (container, time, how
+many before it had that time), so that reading on after a cut neither loses nor doubles lines, whoever wrote the chunks:
+positions only grow, and what does not is a repetition. When a run has ended its chunks are made into one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from oscar import telemetry
+from oscar.compute.base import LogLine
+from oscar.errors import BucketNotFound, ObjectNotFound, OscarError, RunNotFound
+from oscar.objects.base import ObjectStore
+
+log = telemetry.get("kubernetes")
+
+MIB = 1024 * 1024
+MOST = 64 * MIB
+"""Bytes that a log may keep: its head and its tail, with a mark between."""
+HEAD = 32 * MIB
+TAIL = 24 * MIB
+
+_SMALL = 4 * MIB
+"""Bytes of a log up to which it is made into one object."""
+_WHOLE = "whole"
+"""Last in order: says that the log is complete, and holds all of it when it is small."""
+_FLUSH_S = 1.0
+_SLOWEST_FLUSH_S = 5.0
+_FOLLOW_S = 0.3
+_LONGEST_LINE = 64 * 1024
+
+
+class Position(NamedTuple):
+    """Where a line is in its log."""
+
+    container: int
+    time: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line with its place."""
+
+    at: Position
+    text: str
+
+    def encoded(self) -> bytes:
+        """As a chunk holds it."""
+        head = f"{self.at.container} {self.at.time} {self.at.number} "
+        return (head + self.text).encode("utf-8", "surrogateescape") + b"\n"
+
+
+START = Position(-1, "", 0)
+
+
+def decoded(chunk: bytes) -> list[Line]:
+    """The lines of a chunk."""
+    found = []
+    for row in chunk.split(b"\n"):
+        container, _, rest = row.decode("utf-8", "surrogateescape").partition(" ")
+        at, _, rest = rest.partition(" ")
+        number, _, text = rest.partition(" ")
+        if number:
+            found.append(Line(Position(int(container), at, int(number)), text))
+    return found
+
+
+def utc(text: str) -> str:
+    """A time of the API as RFC 3339 in UTC with nine digits, so that texts compare as times do.
+
+    Raises:
+        ValueError: it is none.
+    """
+    whole, _, rest = text.partition(".")
+    if not rest:
+        moment = datetime.fromisoformat(whole).astimezone(UTC)
+        return moment.strftime("%Y-%m-%dT%H:%M:%S.000000000Z")
+    end = next((index for index, letter in enumerate(rest) if not letter.isdigit()), len(rest))
+    moment = datetime.fromisoformat(whole + (rest[end:] or "Z")).astimezone(UTC)
+    return f"{moment.strftime('%Y-%m-%dT%H:%M:%S')}.{rest[:end]:0<9.9}Z"
+
+
+class Placer:
+    """Gives lines of one container their positions, and drops those that were seen before.
+
+    Args:
+        container: its number in the order in which a pod's containers run.
+        last: the last position that is kept; `START` for none.
+    """
+
+    def __init__(self, container: int, last: Position = START) -> None:
+        self._container = container
+        self._last = last
+        self._time = ""
+        self._same = 0
+
+    @property
+    def since(self) -> str:
+        """From which second on lines are missing; empty for all."""
+        return self._last.time[:19] + "Z" if self._last.container == self._container else ""
+
+    def place(self, at: str, text: str) -> Line | None:
+        """The line with its position; None when it is kept already."""
+        at = max(at, self._time)  # the node's clock may have been set back
+        self._same = self._same + 1 if at == self._time else 0
+        self._time = at
+        position = Position(self._container, at, self._same)
+        if position <= self._last:
+            return None
+        self._last = position
+        return Line(position, text)
+
+
+class Splitter:
+    """Makes lines with times of the pieces that the API sends."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> list[tuple[str, str]]:
+        """The lines that are complete now."""
+        *rows, self._rest = (self._rest + piece).split(b"\n")
+        if len(self._rest) > _LONGEST_LINE:
+            # Without its end it would grow in memory; what follows is a line of its own with the same time.
+            at, _, _ = self._rest.partition(b" ")
+            rows.append(self._rest)
+            self._rest = at + b" "
+        return [found for row in rows if (found := _timed(row))]
+
+    def end(self) -> list[tuple[str, str]]:
+        """What is left without a line's end."""
+        rest, self._rest = self._rest, b""
+        found = _timed(rest) if rest else None
+        return [found] if found else []
+
+
+def _timed(row: bytes) -> tuple[str, str] | None:
+    at, _, text = row.decode("utf-8", "surrogateescape").partition(" ")
+    try:
+        return utc(at), text
+    except ValueError:
+        # The kubelet's own words, such as that the log was rotated away.
+        return None
+
+
+@dataclass(slots=True)
+class Growing:
+    """The log of a run that this server collects: what is not in the store yet."""
+
+    pending: list[Line] = field(default_factory=list)
+    size: int = 0
+    """Bytes pending."""
+    last: Position = START
+    next_chunk: int = 0
+    kept: dict[str, int] = field(default_factory=dict)
+    """Chunks in the store with their sizes."""
+    writing: list[Line] = field(default_factory=list)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    begun: float = field(default_factory=time.monotonic)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, lines: Iterable[Line]) -> None:
+        """Append lines."""
+        for line in lines:
+            self.pending.append(line)
+            self.size += len(line.text) + 40
+            self.last = line.at
+        self.news.set()
+
+    @property
+    def in_memory(self) -> list[Line]:
+        """Lines that a reader does not find in the store yet."""
+        return [*self.writing, *self.pending]
+
+    @property
+    def flush_every(self) -> float:
+        """Seconds between writes: rarer the longer it takes, as each is an object."""
+        return min(_SLOWEST_FLUSH_S, _FLUSH_S + (time.monotonic() - self.begun) / 60)
+
+
+class Logs:
+    """The logs of an installation, in one bucket of the own store.
+
+    Args:
+        store: the own store, with all rights.
+        bucket: the platform's own bucket; made when absent.
+        folder: for files in passing.
+    """
+
+    def __init__(self, store: ObjectStore, bucket: str, folder: Path) -> None:
+        self._store = store
+        self._bucket = bucket
+        self._folder = folder
+        self._growing: dict[str, Growing] = {}
+
+    async def start(self) -> None:
+        """Make the bucket."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._store.ensure_bucket(self._bucket)
+
+    # Writing.
+
+    async def open(self, name: str) -> Growing:
+        """The growing log of a run, taken up where it was left."""
+        growing = Growing()
+        keys = await self._keys(name)
+        growing.kept = {key: size for key, size in keys.items() if not key.endswith(_WHOLE)}
+        growing.next_chunk = max((_number(key) + 1 for key in growing.kept), default=0)
+        for key in sorted(keys, reverse=True):
+            if lines := decoded(await self._read(key)):
+                growing.last = lines[-1].at
+                break
+        self._growing[name] = growing
+        return growing
+
+    async def flush(self, name: str, growing: Growing) -> None:
+        """Write what is pending; lines stay in memory when that fails."""
+        async with growing.lock:
+            if not growing.pending:
+                return
+            growing.writing, growing.pending, size, growing.size = growing.pending, [], growing.size, 0
+            content = b"".join(line.encoded() for line in growing.writing)
+            key = f"{_prefix(name)}{growing.next_chunk:08d}-{uuid.uuid4().hex[:8]}"
+            try:
+                await self._write(key, content)
+            except OscarError:
+                growing.pending, growing.size = [*growing.writing, *growing.pending], size + growing.size
+                growing.writing = []
+                raise
+            growing.next_chunk += 1
+            growing.kept[key] = len(content)
+            growing.writing = []
+            await self._trim(growing)
+
+    async def close(self, name: str, growing: Growing) -> None:
+        """Write the rest, and make one object of all: the log is complete."""
+        await self.flush(name, growing)
+        keys = await self._keys(name)
+        whole = f"{_prefix(name)}{_WHOLE}"
+        if list(keys) != [whole]:
+            small = sum(keys.values()) <= _SMALL
+            lines = [line.encoded() async for line in self._kept(keys)] if small else []
+            await self._write(whole, b"".join(lines))
+            for key in keys if small else ():
+                if key != whole:
+                    await self._store.delete(self._bucket, key)
+        self._growing.pop(name, None)
+        growing.news.set()
+
+    def release(self, name: str) -> None:
+        """Forget what is in memory: another server, or the next start, takes it up again from the pod."""
+        self._growing.pop(name, None)
+
+    async def is_complete(self, name: str) -> bool:
+        """Whether the log of an ended run has been kept."""
+        return f"{_prefix(name)}{_WHOLE}" in await self._keys(name)
+
+    async def drop(self, name: str) -> None:
+        """Remove the log. Silent if absent."""
+        self._growing.pop(name, None)
+        for key in await self._keys(name):
+            await self._store.delete(self._bucket, key)
+
+    async def _trim(self, growing: Growing) -> None:
+        """Drop chunks of the middle when there is more than a log may keep."""
+        if sum(growing.kept.values()) <= MOST:
+            return
+        for key in middle(growing.kept):
+            await self._store.delete(self._bucket, key)
+            del growing.kept[key]
+
+    # Reading.
+
+    async def read(
+        self, name: str, *, going: Callable[[], bool] | None, known: bool, tail: int | None
+    ) -> AsyncIterator[LogLine]:
+        """The log's lines.
+
+        Args:
+            name: the run.
+            going: follow the log as long as this says so.
+            known: the run exists, even when nothing was said yet.
+            tail: only the last so many lines that exist now.
+
+        Raises:
+            RunNotFound: there is no such log.
+        """
+        growing = self._growing.get(name)
+        more = going is not None and going()
+        # In this order: what is written to the store meanwhile is in one of both at least.
+        memory = growing.in_memory if growing else []
+        keys = await self._keys(name)
+        if not keys and not known and growing is None:
+            raise RunNotFound(f"there is no log of {name}")
+        last = START
+        kept = self._kept(keys) if tail is None else self._tail(keys, memory, tail)
+        async for line in kept:
+            last = line.at
+            yield LogLine(line.at.time, line.text)
+        for line in memory if tail is None else ():
+            if line.at > last:
+                last = line.at
+                yield LogLine(line.at.time, line.text)
+        if tail is not None:
+            last = max(last, memory[-1].at if memory else START)
+        while more:
+            assert going is not None  # noqa: S101 - narrows the type: `more` is false without it
+            more = going()
+            if more:
+                await self._wait(name)
+            async for line in self._after(name, last, keys):
+                last = line.at
+                yield LogLine(line.at.time, line.text)
+
+    async def _wait(self, name: str) -> None:
+        growing = self._growing.get(name)
+        if growing is None:
+            await asyncio.sleep(_FOLLOW_S)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FOLLOW_S):
+                await growing.news.wait()
+        growing.news.clear()
+
+    async def _after(self, name: str, last: Position, seen: dict[str, int]) -> AsyncIterator[Line]:
+        """The lines after a position; keys that were read are added to `seen`."""
+        growing = self._growing.get(name)
+        memory = growing.in_memory if growing else []
+        if growing is None or (growing.last > last and not (memory and memory[0].at <= last)):
+            keys = await self._keys(name)
+            new = {key: size for key, size in keys.items() if key not in seen}
+            seen |= new
+            async for line in self._kept(new):
+                if line.at > last:
+                    last = line.at
+                    yield line
+        for line in memory:
+            if line.at > last:
+                last = line.at
+                yield line
+
+    async def _tail(self, keys: Mapping[str, int], memory: list[Line], tail: int) -> AsyncIterator[Line]:
+        """The last lines, read from the end."""
+        found = memory
+        for key in sorted(keys, reverse=True):
+            if len(found) >= tail:
+                break
+            with contextlib.suppress(ObjectNotFound):  # made into one meanwhile
+                found = merged(sorted([*decoded(await self._read(key)), *found], key=lambda line: line.at))
+        for line in found[max(0, len(found) - tail) :]:
+            yield line
+
+    async def _kept(self, keys: Mapping[str, int]) -> AsyncIterator[Line]:
+        """The lines of chunks in order, each once; a gap is marked."""
+        last = START
+        before = -1
+        for key in sorted(keys):
+            try:
+                chunk = decoded(await self._read(key))
+            except ObjectNotFound:  # made into one meanwhile
+                continue
+            if not key.endswith(_WHOLE):
+                number = _number(key)
+                if number > before + 1 and last != START:
+                    last = last._replace(number=last.number + 1)
+                    yield Line(last, "[...] a part of the log was not kept")
+                before = max(before, number)
+            for line in chunk:
+                if line.at > last:
+                    last = line.at
+                    yield line
+
+    # The store.
+
+    async def _keys(self, name: str) -> dict[str, int]:
+        try:
+            return {found.key: found.size async for found in self._store.list(self._bucket, _prefix(name))}
+        except BucketNotFound:
+            return {}
+
+    async def _read(self, key: str) -> bytes:
+        path = self._folder / uuid.uuid4().hex
+        try:
+            await self._store.download(self._bucket, key, path)
+            return await asyncio.to_thread(path.read_bytes)
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def _write(self, key: str, content: bytes) -> None:
+        path = self._folder / uuid.uuid4().hex
+        try:
+            await asyncio.to_thread(path.write_bytes, content)
+            await self._store.upload(self._bucket, key, path, content_type="text/plain")
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def merged(lines: Sequence[Line]) -> list[Line]:
+    """The lines in order, each once: positions only grow, what does not is a repetition."""
+    found: list[Line] = []
+    for line in lines:
+        if not found or line.at > found[-1].at:
+            found.append(line)
+    return found
+
+
+def middle(kept: dict[str, int]) -> list[str]:
+    """The chunks that are neither of the head nor of the tail."""
+    keys = sorted(kept)
+    head = 0
+    first = len(keys)
+    for index, key in enumerate(keys):
+        head += kept[key]
+        if head > HEAD:
+            first = index
+            break
+    tail = 0
+    last = first
+    for index in range(len(keys) - 1, -1, -1):
+        tail += kept[keys[index]]
+        if tail > TAIL:
+            last = index + 1
+            break
+    return keys[first:last]
+
+
+def _prefix(name: str) -> str:
+    return f"logs/{name}/"
+
+
+def _number(key: str) -> int:
+    return int(key.rpartition("/")[2].partition("-")[0])
