@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
 import oscar
-from oscar.api import exposed, federation, jobs, quotas, runs, services, storage, system, volumes
+from oscar.api import exposed, federation, jobs, metrics, quotas, runs, services, storage, system, volumes
 from oscar.api.exposed_proxy import ExposedProxy
 from oscar.app.edge import App, Edge
 from oscar.app.front import Front, short
@@ -58,6 +58,7 @@ def build(
         volumes.router,
         quotas.router,
         federation.router,
+        metrics.router,
         system.router,
     ):
         app.include_router(router)

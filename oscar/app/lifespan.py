@@ -18,12 +18,13 @@ from oscar import telemetry
 from oscar.api.exposed_ports import NodePorts
 from oscar.app import engines
 from oscar.app.engines import Engine, Ground
+from oscar.app.figures import open_figures
 from oscar.app.s3 import MIB, open_store
 from oscar.app.start import Start
 from oscar.app.stores import OwnStore, open_own_store
 from oscar.compute.base import Compute
+from oscar.core import metrics, volumes
 from oscar.core import services as service_rules
-from oscar.core import volumes
 from oscar.core.countries import Countries
 from oscar.core.dispatcher import Dispatcher
 from oscar.core.platform import Platform, Signals
@@ -119,6 +120,8 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             platform = _platform(opened, engine, oidc)
             records = asyncio.create_task(platform.recorder.run(), name="request records")
             stack.push_async_callback(_ended, records)
+            sums = asyncio.create_task(metrics.run(platform), name="metrics")
+            stack.push_async_callback(_ended, sums)
             # Before the first request: what is half-made now, nobody is making.
             await volumes.reconcile(platform)
             ports = asyncio.create_task(NodePorts(platform).run(), name="node ports")
@@ -172,6 +175,7 @@ def _platform(
         url=settings.url,
         password=settings.admin_password(),
         recorder=Recorder(Requests(store), Countries(settings.country_database), keep=settings.requests_ttl),
+        figures=open_figures(settings, store),
         rate=Rate(settings.user_rate, settings.user_burst),
         failures=Rate(settings.login_failures / 60, settings.login_failures),
         oidc=oidc,

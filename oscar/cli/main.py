@@ -16,7 +16,7 @@ import typer
 from typer.main import get_command
 
 import oscar
-from oscar.cli import archive, buckets, clusters, files, jobs, quotas, server, services, volumes
+from oscar.cli import archive, buckets, clusters, files, jobs, metrics, quotas, server, services, volumes
 from oscar.errors import InvocationTimeout, Misuse, OscarError, Unreachable
 
 OK, FAILED, USAGE, REFUSED, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -36,6 +36,7 @@ archive.register(app)
 services.register(app)
 jobs.register(app)
 files.register(app)
+metrics.register(app)
 app.add_typer(buckets.group, name="bucket")
 app.add_typer(volumes.group, name="volume")
 app.add_typer(clusters.group, name="cluster")

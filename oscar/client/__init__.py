@@ -5,6 +5,15 @@ classes of `oscar.errors`. Called by `oscar.cli`, by other clusters' servers, by
 described in `docs/client.md`.
 """
 
+from oscar.client.metrics import (
+    Breakdown,
+    BreakdownItem,
+    MetricsSummary,
+    MetricsTotals,
+    MetricValue,
+    ServiceMetrics,
+    SourceStatus,
+)
 from oscar.client.records import (
     Bucket,
     BucketContent,
@@ -22,6 +31,8 @@ from oscar.client.transfer import Storage, Stored
 
 __all__ = [
     "Applied",
+    "Breakdown",
+    "BreakdownItem",
     "Bucket",
     "BucketContent",
     "BucketObject",
@@ -29,9 +40,14 @@ __all__ = [
     "Job",
     "JobPage",
     "JobSummary",
+    "MetricValue",
+    "MetricsSummary",
+    "MetricsTotals",
     "Presigned",
     "Progress",
     "Result",
+    "ServiceMetrics",
+    "SourceStatus",
     "Storage",
     "Stored",
     "Submitted",

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import httpx2
 
+from oscar.client.metrics import MetricsCalls
 from oscar.client.records import (
     Bucket,
     BucketContent,
@@ -65,7 +66,7 @@ class Applied:
     warnings: tuple[str, ...] = ()
 
 
-class Client:
+class Client(MetricsCalls):
     """A user of one server.
 
     Args:
@@ -163,6 +164,9 @@ class Client:
     async def set_quota(self, user: str, limits: Mapping[str, Any]) -> dict[str, Any]:
         """Set some of a user's limits (`types.QuotaUpdateRequest`); what holds then. For administrators."""
         return await self._object("PUT", path("system", "quotas", "user", user), json=dict(limits))
+
+    async def _text(self, method: str, where: str, **options: Any) -> str:
+        return (await self._wire.request(method, where, **options)).text
 
     async def _object(self, method: str, where: str, **options: Any) -> dict[str, Any]:
         data: dict[str, Any] = await self._json(method, where, **options)

@@ -103,7 +103,8 @@ async def accept(
             hop_count=max((hops(record) for record in part.records), default=0),
             event_key=f"{seed}-{index}" if seed else None,
             callback=callback,
-            origin=origin,
+            # One request, however many records its event has.
+            origin=origin if index == 0 else None,
         )
         for index, part in enumerate(parts)
     ]

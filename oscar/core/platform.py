@@ -15,12 +15,15 @@ from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import BucketAdmin, ObjectStore
 from oscar.settings import Settings
+from oscar.sources.base import RequestSource, UsageSource
 from oscar.state.config import Configuration
 from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
+from oscar.state.metrics import RecordedRequests
 from oscar.state.payloads import Payloads
 from oscar.state.quotas import Quotas
 from oscar.state.services import ServiceRow, Services
+from oscar.state.usage_hours import UsedHours
 from oscar.state.users import Users
 from oscar.state.volumes import Volumes
 
@@ -71,6 +74,18 @@ class Known:
         return Thing(self.row.owner, self.service.visibility, self.service.allowed_users, self.row.id)
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Where metrics come from."""
+
+    requests: RequestSource
+    usage: UsageSource
+    recorded: RecordedRequests
+    """Our own records, whatever the source of answers is."""
+    used: UsedHours
+    """Our own accounting."""
+
+
 @dataclass(frozen=True)
 class Platform:
     """Ports and settings; the composition root is `app.py`."""
@@ -99,6 +114,7 @@ class Platform:
     """Public URL of the API."""
     password: str = field(repr=False)
     recorder: Recorder
+    figures: Figures
     rate: Rate
     """Calls of each user."""
     failures: Rate

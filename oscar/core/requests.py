@@ -96,15 +96,16 @@ class Recorder:
             while True:
                 await self._news.wait()
                 await asyncio.sleep(BEHIND)
-                if not await self._flush():
+                if not await self.flush():
                     await asyncio.sleep(_PAUSE_S)
                 if time.monotonic() - pruned > _PRUNE_S:
                     pruned = time.monotonic()
                     await self._prune()
         finally:
-            await asyncio.shield(self._flush())
+            await asyncio.shield(self.flush())
 
-    async def _flush(self) -> bool:
+    async def flush(self) -> bool:
+        """Write what waits; False when the database does not take it now."""
         self._news.clear()
         batch, self._waiting = self._waiting, []
         if not batch:

@@ -128,7 +128,7 @@ async def list_all(p: Platform, caller: Caller, *, include: str | None = None) -
     require_user(caller)
     rows = await p.services.rows()
     if not caller.admin:
-        rows = [row for row in rows if may(caller, Action.SEE, _thing(p, row))]
+        rows = [row for row in rows if may(caller, Action.SEE, thing(p, row))]
     return "[" + ",".join(await _shown(p, caller, rows, include)) + "]"
 
 
@@ -345,7 +345,8 @@ async def _shown(
     return shown
 
 
-def _thing(p: Platform, row: ServiceRow) -> Thing:
+def thing(p: Platform, row: ServiceRow) -> Thing:
+    """A service as the rules see it."""
     # As with `parsed`: a list of a thousand services would be parsed anew for every user who asks.
     known = p.things.get(row.id)
     if known is None or known[0] != row.generation:

@@ -179,12 +179,30 @@ def test_deployments_and_the_log_of_the_server(client: Client) -> None:
     assert client.get_system_logs(timestamps=True).status_code == 200
 
 
+def test_metrics(client: Client) -> None:
+    client.create_service(
+        {"name": "oscar-python-counted", "image": "none", "script": "echo counted", "memory": "64Mi"}
+    )
+    try:
+        before = client.get_metrics_summary().json()["totals"]["requests_count_sync"]
+        for _ in range(3):
+            client.run_service("oscar-python-counted", input="x")
+        assert client.get_metrics_summary().json()["totals"]["requests_count_sync"] == before + 3
+        metrics = client.get_service_metrics("oscar-python-counted").json()["metrics"]
+        found = {each["metric"]: each["value"] for each in metrics}
+        assert (found["requests-sync-per-service"], found["users-per-service"]) == (3, 1)
+        for group, key in (("service", "oscar-python-counted"), ("user", "cluster_admin")):
+            rows = client.get_metrics_breakdown(group_by=group).json()["items"]
+            assert key in {row["key"] for row in rows}
+    finally:
+        client.remove_service("oscar-python-counted")
+
+
 def test_every_method_is_tried() -> None:
     # Those that need an identity provider are tried by the tests of Keycloak, or come with their chapter of the API.
     elsewhere = {
         *("basic_auth_client", "set_auth_type", "get_access_token", "oidc_agent_client", "oidc_client"),
         *("add_federation_members", "remove_federation_members", "update_federation_members"),
-        *("get_metrics_breakdown", "get_metrics_summary", "get_service_metrics"),
     }
     here = Path(__file__)
     tried = here.read_text() + here.with_name("test_quotas.py").read_text()

@@ -280,6 +280,20 @@ CALLS += [
     Call("PUT /system/quotas/user/{userId}", 400, USER, json={}, code="bad_request", at="quotas"),
     Call("PUT /system/quotas/user/{userId}", 400, USER, json={"memory": "x"}, at="memory"),
     Call("PUT /system/quotas/user/{userId}", 413, USER, content=HUGE_DEFINITION, code="body_too_large"),
+    # Metrics; what they say is tested in test_metrics.py
+    Call("GET /system/metrics", 200, check=lambda said: said["totals"]["services_count_active"] >= 0),
+    Call("GET /system/metrics", 400, params={"start": "yesterday"}, at="start"),
+    Call(
+        "GET /system/metrics/breakdown",
+        200,
+        params={"group_by": "user"},
+        check=lambda said: said["items"] is not None,
+    ),
+    Call("GET /system/metrics/breakdown", 200, params={"group_by": "user", "format": "csv"}),
+    Call("GET /system/metrics/breakdown", 400, at="group_by"),
+    Call("GET /system/metrics/{serviceName}", 200, ONE, check=lambda said: len(said["metrics"]) == 7),
+    Call("GET /system/metrics/{serviceName}", 400, ONE, params={"metric": "love"}, at="metric"),
+    Call("GET /system/metrics/{serviceName}", 404, NONE, code="service_not_found"),
     # Configuration and the server's log
     Call("PUT /system/config", 200, json={LIST: []}, check=lambda said: said[LIST] == []),
     Call("PUT /system/config", 400, json={LIST: ["a b"]}, at=f"{LIST}[0]"),

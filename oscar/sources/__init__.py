@@ -1,0 +1,1 @@
+"""Where the figures of metrics come from beside our own records: Loki, Prometheus, logs of pods."""
