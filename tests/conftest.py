@@ -16,6 +16,9 @@ from _pytest.terminal import TerminalReporter
 
 from tests import images, postgres
 from tests import server as servers
+from tests.cluster import session as cluster_session
+from tests.cluster.cluster import Cluster
+from tests.cluster.parts import PartMissing
 
 SKIPS = Path(__file__).with_name("skips.txt")
 UNEXPECTED = pytest.StashKey[list[tuple[str, str]]]()
@@ -62,6 +65,8 @@ class SkipWatch:
         self._look(report)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not hasattr(self.config, "workerinput"):
+            cluster_session.end()
         if self.config.stash[UNEXPECTED] and os.environ.get("CI") == "true":
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -123,3 +128,12 @@ def busybox_image(container_engine: str) -> str:
 def user_image(container_engine: str) -> str:
     """The same with another user than root."""
     return images.busybox(container_engine, "USER 1001")
+
+
+@pytest.fixture(scope="session")
+def kubernetes() -> Cluster:
+    """A real Kubernetes, one for the whole run: make names of your own in it."""
+    try:
+        return cluster_session.get()
+    except PartMissing as missing:
+        pytest.skip(str(missing))
