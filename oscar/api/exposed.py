@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel
 
+from oscar.api.answers import DeploymentLogs, DeploymentStatus, shaped
 from oscar.api.deps import C, Owner, P, problems
 from oscar.api.exposed_proxy import session_cookie, shown_by
 from oscar.core import exposed
@@ -18,41 +18,11 @@ from oscar.model.user import Entrance
 router = APIRouter()
 
 
-class ServiceDeploymentStatus(BaseModel):
-    """`types.ServiceDeploymentStatus`."""
-
-    service_name: str
-    namespace: str
-    state: str
-    reason: str
-    resource_kind: str
-    last_transition_time: str
-    active_instances: int
-    affected_instances: int
-
-
-class DeploymentLogEntry(BaseModel):
-    """`types.DeploymentLogEntry`; `timestamp` only when asked for."""
-
-    message: str
-    timestamp: str | None = None
-
-
-class DeploymentLogStream(BaseModel):
-    """`types.DeploymentLogStream`."""
-
-    service_name: str
-    available: bool
-    message: str
-    entries: list[DeploymentLogEntry]
-
-
 @router.post(
     "/system/services/{serviceName}/stop",
     summary="Stop exposed service",
     tags=["services"],
-    response_model=ServiceDeploymentStatus,
-    responses=problems(400, 401, 403, 404, 503),
+    responses={**shaped(DeploymentStatus), **problems(400, 401, 403, 404, 503)},
 )
 async def stop(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
     return await exposed.stop(p, caller, serviceName, owner=owner)
@@ -62,8 +32,7 @@ async def stop(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[s
     "/system/services/{serviceName}/start",
     summary="Start exposed service",
     tags=["services"],
-    response_model=ServiceDeploymentStatus,
-    responses=problems(400, 401, 403, 404, 503),
+    responses={**shaped(DeploymentStatus), **problems(400, 401, 403, 404, 503)},
 )
 async def start(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
     return await exposed.start(p, caller, serviceName, owner=owner)
@@ -73,8 +42,7 @@ async def start(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[
     "/system/services/{serviceName}/restart",
     summary="Restart exposed service",
     tags=["services"],
-    response_model=ServiceDeploymentStatus,
-    responses=problems(400, 401, 403, 404, 503),
+    responses={**shaped(DeploymentStatus), **problems(400, 401, 403, 404, 503)},
 )
 async def restart(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
     return await exposed.restart(p, caller, serviceName, owner=owner)
@@ -84,8 +52,7 @@ async def restart(p: P, caller: C, serviceName: str, owner: Owner = None) -> dic
     "/system/services/{serviceName}/deployment",
     summary="Get service deployment summary",
     tags=["deployment"],
-    response_model=ServiceDeploymentStatus,
-    responses=problems(400, 401, 403, 404),
+    responses={**shaped(DeploymentStatus), **problems(400, 401, 403, 404)},
 )
 async def deployment(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
     return await exposed.status(p, caller, serviceName, owner=owner)
@@ -95,9 +62,7 @@ async def deployment(p: P, caller: C, serviceName: str, owner: Owner = None) -> 
     "/system/services/{serviceName}/deployment/logs",
     summary="Get service deployment logs",
     tags=["deployment"],
-    response_model=DeploymentLogStream,
-    response_model_exclude_none=True,
-    responses=problems(400, 401, 403, 404),
+    responses={**shaped(DeploymentLogs), **problems(400, 401, 403, 404)},
 )
 async def deployment_logs(
     p: P,

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from oscar.api.answers import Members, Replicas, shaped
 from oscar.api.deps import C, Owner, P, problems
 from oscar.core import federation
 
@@ -24,13 +25,19 @@ _BODY: dict[str, Any] = {
 
 
 @router.get(
-    "/system/federation/{serviceName}", summary="Get federation members for a service", responses=_READING
+    "/system/federation/{serviceName}",
+    summary="Get federation members for a service",
+    responses={**shaped(Members), **_READING},
 )
 async def read_members(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
     return await federation.members(p, caller, serviceName, owner=owner)
 
 
-@router.get("/system/replicas/{serviceName}", summary="Get replicas for a service", responses=_READING)
+@router.get(
+    "/system/replicas/{serviceName}",
+    summary="Get replicas for a service",
+    responses={**shaped(Replicas), **_READING},
+)
 async def read_replicas(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
     return await federation.replicas(p, caller, serviceName, owner=owner)
 

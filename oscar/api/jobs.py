@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from oscar.api.answers import Accepted, JobDetails, JobsPage, shaped
 from oscar.api.deps import C, Owner, P, get_caller, get_incoming, get_platform, problems, read_body
 from oscar.compute.base import LogLine
 from oscar.core import jobs
@@ -52,7 +53,7 @@ def _accepted(accepted: list[Job], *, repeated: bool = False) -> Response:
     summary="Invoke service asynchronously",
     status_code=201,
     tags=["async"],
-    responses=problems(400, 401, 403, 404, 413, 507),
+    responses={**shaped(Accepted, 201, "Created"), **problems(400, 401, 403, 404, 413, 507)},
     openapi_extra=_PAYLOAD,
 )
 async def submit_job(
@@ -85,7 +86,7 @@ async def submit_job(
     "/system/jobs/{serviceName}/{jobName}",
     summary="Read a job, on request waiting for its end",
     tags=["jobs"],
-    responses=problems(400, 401, 403, 404),
+    responses={**shaped(JobDetails), **problems(400, 401, 403, 404)},
 )
 async def read_job(
     p: P,
@@ -110,7 +111,7 @@ async def read_job(
     summary="Run a finished job's event again, as a new job",
     status_code=201,
     tags=["jobs"],
-    responses=problems(400, 401, 403, 404, 409),
+    responses={**shaped(Accepted, 201, "Created"), **problems(400, 401, 403, 404, 409)},
 )
 async def rerun_job(p: P, caller: C, serviceName: str, jobName: str, owner: Owner = None) -> Response:  # noqa: N803
     return _accepted([await jobs.rerun(p, caller, serviceName, jobName, owner=owner)])
@@ -121,7 +122,7 @@ async def rerun_job(p: P, caller: C, serviceName: str, jobName: str, owner: Owne
     summary="Ask for a job's end",
     status_code=202,
     tags=["jobs"],
-    responses=problems(400, 401, 403, 404, 409),
+    responses={**shaped(JobDetails, 202, "Accepted"), **problems(400, 401, 403, 404, 409)},
 )
 async def cancel_job(
     p: P,
@@ -137,7 +138,7 @@ async def cancel_job(
     "/system/logs/{serviceName}",
     summary="List jobs",
     tags=["logs"],
-    responses=problems(400, 401, 403, 404),
+    responses={**shaped(JobsPage), **problems(400, 401, 403, 404)},
 )
 async def list_jobs(
     p: P,
@@ -186,7 +187,13 @@ async def delete_job(p: P, caller: C, serviceName: str, jobName: str, owner: Own
     summary="Get job logs",
     tags=["logs"],
     responses={
-        200: {"description": "Log lines", "content": {"text/plain": {}, "text/event-stream": {}}},
+        200: {
+            "description": "Log lines",
+            "content": {
+                "text/plain": {"schema": {"type": "string"}},
+                "text/event-stream": {"schema": {"type": "string"}},
+            },
+        },
         **problems(400, 401, 403, 404),
     },
 )

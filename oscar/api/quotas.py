@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from oscar.api.answers import Quotas, shaped
 from oscar.api.deps import C, P, problems, read_json
 from oscar.core import quotas
 
@@ -38,12 +39,18 @@ _BODY: dict[str, Any] = {
 }
 
 
-@router.get("/system/quotas/user", summary="Get own quotas", responses=problems(401, 403))
+@router.get(
+    "/system/quotas/user", summary="Get own quotas", responses={**shaped(Quotas), **problems(401, 403)}
+)
 async def own_quotas(p: P, caller: C) -> dict[str, Any]:
     return await quotas.own(p, caller)
 
 
-@router.get("/system/quotas/user/{userId}", summary="Get user quotas", responses=problems(400, 401, 403))
+@router.get(
+    "/system/quotas/user/{userId}",
+    summary="Get user quotas",
+    responses={**shaped(Quotas), **problems(400, 401, 403)},
+)
 async def user_quotas(p: P, caller: C, userId: str) -> dict[str, Any]:  # noqa: N803
     return await quotas.read(p, caller, userId)
 
@@ -51,7 +58,7 @@ async def user_quotas(p: P, caller: C, userId: str) -> dict[str, Any]:  # noqa: 
 @router.put(
     "/system/quotas/user/{userId}",
     summary="Update user quotas",
-    responses=problems(400, 401, 403, 413),
+    responses={**shaped(Quotas), **problems(400, 401, 403, 413)},
     openapi_extra=_BODY,
 )
 async def update_quotas(p: P, caller: C, userId: str, request: Request) -> dict[str, Any]:  # noqa: N803

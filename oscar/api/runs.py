@@ -32,7 +32,7 @@ _PAYLOAD: dict[str, Any] = {
     responses={
         200: {
             "description": "One output file or a zip of several as base64, else the log",
-            "content": {"text/plain": {}},
+            "content": {"text/plain": {"schema": {"type": "string"}}},
         },
         **problems(400, 401, 403, 404, 413, 429, 500, 502, 503, 504, 507),
     },

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from oscar.api.answers import Warned, shaped
 from oscar.api.deps import C, Owner, P, problems, read_json, warned
 from oscar.core import services
 from oscar.model.service import Service
@@ -29,8 +30,7 @@ def _json(text: str) -> Response:
 @router.get(
     "/system/services",
     summary="List services",
-    response_model=list[Service],
-    responses=problems(401, 403),
+    responses={**shaped(list[Service]), **problems(401, 403)},
 )
 async def list_services(p: P, caller: C, include: Include = None) -> Response:
     return _json(await services.list_all(p, caller, include=include))
@@ -40,7 +40,7 @@ async def list_services(p: P, caller: C, include: Include = None) -> Response:
     "/system/services",
     summary="Create service",
     status_code=201,
-    responses=problems(400, 401, 403, 409, 413, 502, 507),
+    responses={**shaped(Warned, 201, "Created"), **problems(400, 401, 403, 409, 413, 502, 507)},
     openapi_extra=_BODY,
 )
 async def create_service(p: P, caller: C, request: Request) -> Response:
@@ -67,8 +67,7 @@ def _header(warnings: list[str]) -> str:
 @router.get(
     "/system/services/{serviceName}",
     summary="Read service",
-    response_model=Service,
-    responses=problems(400, 401, 403, 404),
+    responses={**shaped(Service), **problems(400, 401, 403, 404)},
 )
 async def read_service(
     p: P,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from oscar.api.answers import Bucket, BucketPage, Presigned, shaped
 from oscar.api.deps import C, P, body_of, problems, read_model
 from oscar.core import storage
 from oscar.core.jobs import rfc3339
@@ -34,7 +35,9 @@ class PresignRequest(BaseModel):
     extra_headers: dict[str, str] | None = None
 
 
-@router.get("/system/buckets", summary="List buckets", responses=problems(401, 403))
+@router.get(
+    "/system/buckets", summary="List buckets", responses={**shaped(list[Bucket]), **problems(401, 403)}
+)
 async def list_buckets(p: P, caller: C) -> list[dict[str, Any]]:
     return await storage.list_all(p, caller)
 
@@ -77,7 +80,11 @@ async def update_bucket(p: P, caller: C, request: Request) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/system/buckets/{bucket}", summary="Get bucket details", responses=problems(400, 401, 403, 404))
+@router.get(
+    "/system/buckets/{bucket}",
+    summary="Get bucket details",
+    responses={**shaped(BucketPage), **problems(400, 401, 403, 404)},
+)
 async def read_bucket(
     p: P,
     caller: C,
@@ -103,7 +110,7 @@ async def delete_bucket(
 @router.post(
     "/system/buckets/{bucket}/presign",
     summary="Generate presigned URL",
-    responses=problems(400, 401, 403, 404, 413),
+    responses={**shaped(Presigned), **problems(400, 401, 403, 404, 413)},
     openapi_extra=body_of(PresignRequest),
 )
 async def presign(p: P, caller: C, bucket: str, request: Request) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
+from oscar.api.answers import ConfigForUser, Info, LogPage, Status, shaped
 from oscar.api.deps import C, P, problems, read_json
 from oscar.core import config, logs, system
 from oscar.core.jobs import rfc3339
@@ -35,6 +36,7 @@ _CONFIG: dict[str, Any] = {
 }
 _LOG_ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
+        "model": LogPage,
         "description": "The log, as JSON, or as text where that is asked for",
         "content": {"text/plain": {"schema": {"type": "string"}}},
     },
@@ -42,7 +44,12 @@ _LOG_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/health", summary="Health check", tags=["health"])
+@router.get(
+    "/health",
+    summary="Health check",
+    tags=["health"],
+    responses={200: {"description": "Ok", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def health(request: Request) -> Response:
     # The platform is put into the application when its engine has started.
     ready = hasattr(request.app.state, "platform")
@@ -51,13 +58,20 @@ async def health(request: Request) -> Response:
     )
 
 
-@router.get("/system/info", summary="Get system info", tags=["info"], responses=problems(401))
+@router.get(
+    "/system/info", summary="Get system info", tags=["info"], responses={**shaped(Info), **problems(401)}
+)
 async def info(p: P, _caller: C) -> dict[str, Any]:
     return await system.info(p)
 
 
 @router.get("/system/config/", include_in_schema=False)
-@router.get("/system/config", summary="Get configuration", tags=["config"], responses=problems(401, 403, 503))
+@router.get(
+    "/system/config",
+    summary="Get configuration",
+    tags=["config"],
+    responses={**shaped(ConfigForUser), **problems(401, 403, 503)},
+)
 async def read_config(p: P, caller: C, response: Response) -> dict[str, Any]:
     response.headers["Cache-Control"] = "no-store"  # it has the caller's keys
     return await config.read(p, caller)
@@ -67,14 +81,19 @@ async def read_config(p: P, caller: C, response: Response) -> dict[str, Any]:
     "/system/config",
     summary="Put configuration",
     tags=["config"],
-    responses=problems(400, 401, 403, 413),
+    responses={**shaped(ConfigForUser), **problems(400, 401, 403, 413)},
     openapi_extra=_CONFIG,
 )
 async def change_config(p: P, caller: C, request: Request) -> dict[str, Any]:
     return await config.change(p, caller, await read_json(request))
 
 
-@router.get("/system/status", summary="Get cluster status", tags=["status"], responses=problems(401))
+@router.get(
+    "/system/status",
+    summary="Get cluster status",
+    tags=["status"],
+    responses={**shaped(Status), **problems(401)},
+)
 async def status(p: P, caller: C) -> dict[str, Any]:
     return await system.status(p, caller)
 

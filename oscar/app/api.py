@@ -71,6 +71,24 @@ def build(
     ), signals.work
 
 
+def _said_once(answer: dict[str, Any]) -> None:
+    """Leave of an answer what we say of it: FastAPI adds what it makes of a function's type.
+
+    That is an empty schema for a `Response`, and an object of anything for a dictionary.
+    """
+    content = answer.get("content", {})
+    for kind, body in list(content.items()):
+        schema = body.get("schema", {})
+        if not schema:
+            del content[kind]
+        elif "$ref" in schema:
+            body["schema"] = {"$ref": schema["$ref"]}
+        elif "$ref" in schema.get("items", {}):
+            body["schema"] = {"type": "array", "items": {"$ref": schema["items"]["$ref"]}}
+    if not content:
+        answer.pop("content", None)
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(
@@ -96,6 +114,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             for operation in item.values():
                 # Malformed input is 400 here, with an error of our form.
                 operation["responses"].pop("422", None)
+                for answer in operation["responses"].values():
+                    _said_once(answer)
                 if path != "/health":
                     operation["security"] = [{"BasicAuth": []}, {"BearerAuth": []}]
         for name in ("HTTPValidationError", "ValidationError"):

@@ -62,9 +62,46 @@ def lacks(operation: Document, own: Document, theirs: Document, ours: Document) 
             yield from lacks_body(parameter["schema"], own, theirs, ours)
         elif (parameter["name"], parameter["in"]) not in parameters:
             yield f"parameter {parameter['name']} in {parameter['in']}"
-    for status in operation["responses"]:
+    for status, answer in operation["responses"].items():
         if status not in own["responses"]:
             yield f"status {status}"
+        elif status.startswith("2"):
+            yield from lacks_answer(answer.get("schema", {}), own["responses"][status], theirs, ours)
+
+
+def lacks_answer(schema: Document, answer: Document, theirs: Document, ours: Document) -> Iterator[str]:
+    """What of an answer's body ours lacks; that theirs is any text says nothing."""
+    wanted = fields(schema, theirs)
+    if not wanted:
+        return
+    content = answer.get("content", {}).get("application/json", {})
+    present = fields(content.get("schema", {}), ours)
+    if absent := sorted(wanted.keys() - present.keys()):
+        yield f"answer without {', '.join(absent)}"
+    for name in sorted(wanted.keys() & present.keys()):
+        if wanted[name] and present[name] and not wanted[name] & present[name]:
+            yield f"answer with {name} as {'/'.join(sorted(present[name]))}"
+
+
+def fields(schema: Document, document: Document, within: tuple[str, ...] = ()) -> dict[str, set[str]]:
+    """The fields of a body and their types, by paths such as `nodes.name`: lists and maps count as their content."""
+    kind = schema.get("$ref", "")
+    if kind and kind in within:
+        return {}
+    schema, within = resolved(schema, document), (*within, kind) if kind else within
+    inner = schema.get("items") or schema.get("additionalProperties")
+    found = fields(inner, document, within) if isinstance(inner, dict) else {}
+    for name, value in schema.get("properties", {}).items():
+        found[name] = types(resolved(value, document))
+        found |= {f"{name}.{below}": of for below, of in fields(value, document, within).items()}
+    return found
+
+
+def types(schema: Document) -> set[str]:
+    """The types that a value may have; a number may be a whole one."""
+    kinds = {part.get("type", "") for part in (schema, *schema.get("anyOf", ())) if part.get("type") != "null"}
+    kinds.discard("")
+    return kinds | ({"number"} if "integer" in kinds else set())
 
 
 def lacks_body(schema: Document, own: Document, theirs: Document, ours: Document) -> Iterator[str]:
