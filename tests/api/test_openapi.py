@@ -99,7 +99,9 @@ def fields(schema: Document, document: Document, within: tuple[str, ...] = ()) -
 
 def types(schema: Document) -> set[str]:
     """The types that a value may have; a number may be a whole one."""
-    kinds = {part.get("type", "") for part in (schema, *schema.get("anyOf", ())) if part.get("type") != "null"}
+    kinds = {
+        part.get("type", "") for part in (schema, *schema.get("anyOf", ())) if part.get("type") != "null"
+    }
     kinds.discard("")
     return kinds | ({"number"} if "integer" in kinds else set())
 
