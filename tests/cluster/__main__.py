@@ -1,4 +1,4 @@
-"""The command: `.venv/bin/python -m tests.cluster up|down|status [--name N] [--with dns,kueue] [--owner PID]`."""
+"""The command: `.venv/bin/python -m tests.cluster up|down|status|images [--name N] [--owner PID]`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 import sys
 import time
 
-from tests.cluster import cluster, keeper
+from tests.cluster import cluster, images, keeper
 from tests.cluster.parts import PartMissing
 
 
 def main() -> int:
     """Do what the words say."""
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
-    parser.add_argument("do", choices=["up", "down", "status"])
+    parser.add_argument("do", choices=["up", "down", "status", "images"])
     parser.add_argument("--name", default="dev")
     parser.add_argument("--owner", type=int, default=0, help="the process whose end ends the cluster")
     chosen = parser.parse_args()
@@ -27,6 +27,9 @@ def main() -> int:
                 print(f"export KUBECONFIG='{made.kubeconfig}'")
                 print(f"export OSCAR_TEST_HOST='{made.host}'")
                 print(f"export OSCAR_TEST_NODE='{made.node}'")
+            case "images":
+                cluster.need(chosen.name).load(images.server())
+                print(images.SERVER)
             case "down":
                 cluster.down(chosen.name)
             case _:

@@ -111,9 +111,9 @@ class Cluster:
         """Wait until the API answers."""
         until(lambda: self.try_kubectl("get", "--raw", "/readyz").returncode == 0, "the API server is ready")
 
-    def load_image(self, archive: bytes) -> None:
-        """Give an image (a tar archive of `podman save` or images.py) to its nodes."""
-        images.load(self.own_place, archive)
+    def load(self, *made: images.Image) -> None:
+        """Give images to its node."""
+        images.load(self.own_place, *made)
 
 
 def until(true: Callable[[], object], what: str, patience: float = PATIENCE, pause: float = 0.1) -> None:
@@ -141,6 +141,18 @@ def find(name: str) -> Cluster | None:
     if not known or not known["ready"] or not alive(name):
         return None
     return _cluster(Place(name, known["slot"]))
+
+
+def need(name: str) -> Cluster:
+    """A cluster that must be there.
+
+    Raises:
+        ClusterFailed: it is not.
+    """
+    found = find(name)
+    if not found:
+        raise ClusterFailed(f"there is no cluster {name}: .venv/bin/python -m tests.cluster up --name {name}")
+    return found
 
 
 def _cluster(place: Place) -> Cluster:
@@ -222,7 +234,7 @@ def _fill(place: Place, extra: core.Extra) -> Cluster:
     for name in ("etcd", "containerd", "kube-apiserver"):
         inside.start(name, commands[name])
     ready("containerd", place.containerd.exists, "containerd takes images")
-    images.load_basics(place)
+    images.load(place, *images.basics())
     ready("kube-apiserver", lambda: answers(place), "the API server is ready")
     for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet"):
         inside.start(name, commands[name])

@@ -1,12 +1,11 @@
 """Container images made on this machine and given to a cluster's containerd; no registry is asked.
 
-Called by cluster.py and the addons. An image is an OCI layout in a tar archive, written here, so that neither podman
-nor a daemon is needed; the same archive loads into podman and docker.
+Called by cluster.py, the addons and tests. An image is an OCI layout in a tar archive, written here, so that neither
+podman nor a daemon is needed. containerd gets only the layers that it has not.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
@@ -15,7 +14,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests import images
 from tests.cluster import parts
@@ -24,33 +23,39 @@ from tests.cluster.place import Place
 
 BUSYBOX = "localhost/oscar-test/busybox:1"
 USER_1001 = "localhost/oscar-test/user-1001:1"
+SERVER = "localhost/oscar-test/server:dev"
 OCI = "application/vnd.oci.image"
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A tar archive of files, gzipped or not."""
+    """A tar archive of files, in memory or a file."""
 
-    content: bytes
-    compressed: bool = False
-
-    @property
-    def kind(self) -> str:
-        """Its media type."""
-        return f"{OCI}.layer.v1.tar{'+gzip' if self.compressed else ''}"
+    source: bytes | Path
 
     @property
-    def plain_digest(self) -> str:
-        """The digest of what is inside."""
-        return digest(gzip.decompress(self.content) if self.compressed else self.content)
+    def size(self) -> int:
+        """How long it is."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    @property
+    def digest(self) -> str:
+        """Its name; that of a file is kept beside it, as files here never change."""
+        if isinstance(self.source, bytes):
+            return f"sha256:{hashlib.sha256(self.source).hexdigest()}"
+        beside = self.source.with_suffix(".digest")
+        if not beside.exists():
+            with self.source.open("rb") as stream:
+                beside.write_text(f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}")
+        return beside.read_text()
+
+    def open(self) -> IO[bytes]:
+        """Read it."""
+        return io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source.open("rb")
 
 
-def digest(content: bytes) -> str:
-    """A blob's name."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def layer(files: Mapping[str, tuple[bytes, int]], *, owner: int = 0) -> Layer:
+def layer(files: Mapping[str, tuple[bytes, int]]) -> Layer:
     """A layer of files: path to content and mode. Folders on the way are made."""
     buffer = io.BytesIO()
     made: set[str] = set()
@@ -63,65 +68,86 @@ def layer(files: Mapping[str, tuple[bytes, int]], *, owner: int = 0) -> Layer:
                     info.type, info.mode = tarfile.DIRTYPE, 0o755
                     archive.addfile(info)
             info = tarfile.TarInfo(name)
-            info.mode, info.size, info.uid, info.gid = mode, len(content), owner, owner
+            info.mode, info.size = mode, len(content)
             archive.addfile(info, io.BytesIO(content))
     return Layer(buffer.getvalue())
 
 
-def archive(
-    name: str, layers: Sequence[Layer], config: Mapping[str, Any], *, given: Sequence[Layer] = ()
-) -> bytes:
-    """An image as an OCI layout in a tar archive.
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image to be made.
 
-    Args:
-        name: the image's full name.
+    Attributes:
+        name: its full name.
         layers: from the lowest.
         config: what it runs: `Entrypoint`, `Cmd`, `Env`, `User`, `WorkingDir`.
-        given: layers that the receiver has already, which are named and not sent.
     """
-    blobs: dict[str, bytes] = {}
 
-    def blob(content: bytes, kind: str) -> dict[str, Any]:
-        blobs[digest(content)] = content
-        return {"mediaType": kind, "digest": digest(content), "size": len(content)}
+    name: str
+    layers: Sequence[Layer]
+    config: Mapping[str, Any]
 
-    path = {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]}
-    image = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": path | dict(config),
-        "rootfs": {"type": "layers", "diff_ids": [it.plain_digest for it in layers]},
-    }
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": f"{OCI}.manifest.v1+json",
-        "config": blob(json.dumps(image).encode(), f"{OCI}.config.v1+json"),
-        "layers": [blob(it.content, it.kind) for it in layers],
-    }
-    entry = blob(json.dumps(manifest).encode(), f"{OCI}.manifest.v1+json") | {
-        "annotations": {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}
-    }
-    for it in given:
-        blobs.pop(digest(it.content), None)
-    files = {
-        "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
-        "index.json": json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode(),
-        **{f"blobs/{key.replace(':', '/')}": content for key, content in blobs.items()},
-    }
-    return layer({path: (content, 0o644) for path, content in files.items()}).content
-
-
-def load(place: Place, content: bytes) -> None:
-    """Give an image to a cluster's containerd."""
-    _ctr(place, "images", "import", "-", content=content)
+    def write(self, stream: IO[bytes], given: frozenset[str] = frozenset()) -> None:
+        """Write it as an OCI layout in a tar archive; `given` are digests that the reader has already."""
+        config = json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Env": [PATH]} | dict(self.config),
+                "rootfs": {"type": "layers", "diff_ids": [it.digest for it in self.layers]},
+            }
+        ).encode()
+        manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": f"{OCI}.manifest.v1+json",
+                "config": _named(Layer(config), f"{OCI}.config.v1+json"),
+                "layers": [_named(it, f"{OCI}.layer.v1.tar") for it in self.layers],
+            }
+        ).encode()
+        names = {"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": self.name}
+        entry = _named(Layer(manifest), f"{OCI}.manifest.v1+json") | {"annotations": names}
+        index = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
+        blobs = [Layer(config), Layer(manifest), *(it for it in self.layers if it.digest not in given)]
+        with tarfile.open(fileobj=stream, mode="w|") as archive:
+            _add(archive, "oci-layout", Layer(b'{"imageLayoutVersion": "1.0.0"}'))
+            _add(archive, "index.json", Layer(index))
+            for name, blob in {it.digest: it for it in blobs}.items():
+                _add(archive, f"blobs/{name.replace(':', '/')}", blob)
 
 
-def _ctr(place: Place, *words: str, content: bytes = b"") -> str:
-    command = ["ctr", f"--address={place.containerd}", "--namespace=k8s.io", *words]
-    done = subprocess.run(command, input=content, check=False, capture_output=True)
+def _named(blob: Layer, kind: str) -> dict[str, Any]:
+    return {"mediaType": kind, "digest": blob.digest, "size": blob.size}
+
+
+def _add(archive: tarfile.TarFile, name: str, blob: Layer) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = blob.size, 0o644
+    with blob.open() as stream:
+        archive.addfile(info, stream)
+
+
+def load(place: Place, *made: Image) -> None:
+    """Give images to a cluster's containerd, without the layers that it has."""
+    for image in made:
+        has = frozenset(_ctr(place, "content", "ls", "--quiet").split())
+        command = [*_words(place), "images", "import", "-"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            if process.stdin:
+                image.write(process.stdin, has)
+        if process.returncode != 0:
+            raise RuntimeError(f"containerd did not take {image.name}")
+
+
+def _words(place: Place) -> list[str]:
+    return ["ctr", f"--address={place.containerd}", "--namespace=k8s.io"]
+
+
+def _ctr(place: Place, *words: str) -> str:
+    done = subprocess.run([*_words(place), *words], check=False, capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"ctr {' '.join(words)}: {done.stderr.decode(errors='replace')}")
-    return done.stdout.decode()
+        raise RuntimeError(f"ctr {' '.join(words)}: {done.stderr}")
+    return done.stdout
 
 
 def program_layer(*programs: Path) -> Layer:
@@ -129,10 +155,33 @@ def program_layer(*programs: Path) -> Layer:
     return layer({path.name: (path.read_bytes(), 0o755) for path in programs})
 
 
-def load_basics(place: Place) -> None:
+def basics() -> list[Image]:
     """The images that every cluster has: pause, a shell, and the shell as another user than root."""
     pause = program_layer(Path(parts.program("kubernetes", "pause")))
-    load(place, archive(PAUSE, [pause], {"Entrypoint": ["/pause"], "User": "65535:65535"}))
     shell = Layer(images.busybox_root())
-    load(place, archive(BUSYBOX, [shell], {"Cmd": ["sh"]}))
-    load(place, archive(USER_1001, [shell], {"Cmd": ["sh"], "User": "1001", "WorkingDir": "/tmp"}))
+    return [
+        Image(PAUSE, [pause], {"Entrypoint": ["/pause"], "User": "65535:65535"}),
+        Image(BUSYBOX, [shell], {"Cmd": ["sh"]}),
+        Image(USER_1001, [shell], {"Cmd": ["sh"], "User": "1001", "WorkingDir": "/tmp"}),
+    ]
+
+
+def server() -> Image:
+    """The image of the server, by the recipe in deploy/image: its code is this checkout's."""
+    recipe = parts.TREE / "deploy" / "image" / "rootfs"
+    made = subprocess.run([recipe], check=False, capture_output=True, text=True)
+    if made.returncode != 0:
+        raise parts.PartMissing(f"{recipe}: {made.stderr[-2000:]}")
+    config = {
+        "Entrypoint": ["oscar"],
+        "Cmd": ["serve"],
+        "Env": [
+            PATH,
+            "PYTHONPATH=/opt/oscar/code:/opt/oscar/packages",
+            "PYTHONUNBUFFERED=1",
+            "OSCAR_DATA=/var/lib/oscar",
+        ],
+        "User": "10001:10001",
+        "WorkingDir": "/var/lib/oscar",
+    }
+    return Image(SERVER, [Layer(Path(path)) for path in made.stdout.split()], config)
