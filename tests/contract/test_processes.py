@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from oscar.compute.local.engine import Mount, Sandbox
 from oscar.compute.local.processes import Processes
+from oscar.errors import EngineError
 from tests.invoking import until
 from tests.server import sandbox_works
 
@@ -32,14 +34,14 @@ def engine(
     subprocess.run(["rm", "-rf", tmp_path], check=True)
 
 
-def sandbox(engine: Processes, folder: Path, script: str) -> Sandbox:
-    folder.mkdir()
+def sandbox(engine: Processes, folder: Path, script: str, name: str = "one") -> Sandbox:
+    folder.mkdir(exist_ok=True)
     folder.chmod(0o777)
     place = "/oscar/work" if engine.maps_paths else str(folder)
     argv = ("/bin/sh", "-c", f"cd '{place}'; {script}")
     mounts = (Mount(folder, "/oscar/work"),) if engine.maps_paths else ()
     workdir = "/" if engine.maps_paths else str(folder)
-    return Sandbox("one", "", argv, {}, mounts, workdir=workdir, log=folder.with_name("log"))
+    return Sandbox(name, "", argv, {}, mounts, workdir=workdir, log=folder.with_name(f"{name}.log"))
 
 
 def test_a_process_that_is_killed_before_its_shim_knows_it_never_begins(
@@ -52,9 +54,9 @@ def test_a_process_that_is_killed_before_its_shim_knows_it_never_begins(
         # As in `start`, up to the moment before the shim is there.
         lock = engine._claim(folder)
         assert lock is not None
-        task = engine._task(wanted, folder, lock)
+        task = engine._task(wanted, folder)
         await engine.kill("one")
-        await engine._spawn(task, lock)
+        await engine._keepers.start(task, lock, folder / "pid")
         os.close(lock)
         async with asyncio.timeout(30):
             end = await engine.exit("one")
@@ -85,6 +87,82 @@ def test_a_process_may_be_killed_and_removed_at_any_moment(engine: Processes, tm
             assert await engine.running("one") is None
 
     asyncio.run(scenario())
+
+
+def test_processes_outlive_the_one_that_forks_keepers_and_a_new_one_takes_its_place(
+    engine: Processes, tmp_path: Path
+) -> None:
+    wanted = sandbox(engine, tmp_path / "work", "while [ ! -e go ]; do sleep 0.02; done; exit 7")
+
+    async def scenario() -> None:
+        await engine.start(wanted)
+        forking = engine._keepers._process
+        assert forking is not None
+        os.kill(forking.pid, signal.SIGKILL)
+        forking.wait()
+        assert await engine.running("one")
+        other = sandbox(engine, tmp_path / "work", "exit 8", "two")
+        await engine.start(other)
+        assert engine._keepers._process is not forking
+        second = await engine.exit("two")
+        # As after the end of a server: the same folder, and an engine that has started nothing.
+        await engine.close()
+        later = Processes(engine.folder, installation=engine._installation)
+        assert await later.running("one")
+        (tmp_path / "work" / "go").touch()
+        async with asyncio.timeout(30):
+            first = await later.exit("one")
+        assert first is not None
+        assert second is not None
+        assert (first.code, second.code) == (7, 8)
+        for name in ("one", "two"):
+            await engine.remove(name)
+
+    asyncio.run(scenario())
+
+
+def test_each_start_is_one_process_whenever_the_one_that_forks_keepers_dies(
+    engine: Processes, tmp_path: Path
+) -> None:
+    names = [f"many{number}" for number in range(24)]
+
+    async def kill() -> None:
+        while True:
+            if forking := engine._keepers._process:
+                forking.kill()
+            await asyncio.sleep(0.15)
+
+    async def scenario() -> None:
+        killing = asyncio.create_task(kill())
+        started: list[str] = []
+        for name in names:
+            wanted = sandbox(engine, tmp_path / "work", f"echo {name} >> begun", name)
+            try:
+                await engine.start(wanted)
+            except EngineError:  # it died thrice in a row: then it has not begun
+                continue
+            started.append(name)
+        killing.cancel()
+        for name in names:
+            await engine.exit(name)
+            await engine.remove(name)
+        begun = (tmp_path / "work" / "begun").read_text().split()
+        assert sorted(begun) == sorted(started)
+        assert begun
+
+    asyncio.run(scenario())
+
+
+def test_no_signal_is_ignored_inside(engine: Processes, tmp_path: Path) -> None:
+    wanted = sandbox(engine, tmp_path / "work", "grep SigIgn /proc/self/status > ignored")
+
+    async def scenario() -> None:
+        await engine.start(wanted)
+        await engine.exit("one")
+        await engine.remove("one")
+
+    asyncio.run(scenario())
+    assert int((tmp_path / "work" / "ignored").read_text().split()[1], 16) == 0
 
 
 def test_a_script_that_nests_folders_without_end_is_removed(engine: Processes, tmp_path: Path) -> None:

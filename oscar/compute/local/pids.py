@@ -1,6 +1,6 @@
 """Processes that are not our children: waiting for their end by pidfd, and the CPU time that they have used.
 
-Called by `processes` for its shims and by `containers` for podman, which has no daemon to ask.
+Called by `processes` for its keepers and by `containers` for podman, which has no daemon to ask.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The engine without containers: processes of this machine, walled in by bubblewrap.
 
-Each runs under a shim (`shim.py`) that outlives this server and records its output and exit. Without
+Each runs under a keeper (`shim.py`) that outlives this server and records its output and exit. Without
 bubblewrap the engine refuses to work unless it was told `unsafe`; then a process is an ordinary one of this
 server's user. Implements `Engine`; made by `detect`; calls bwrap, setpriv and the kernel's control groups.
 """
@@ -11,12 +11,10 @@ import asyncio
 import contextlib
 import fcntl
 import json
-import marshal
 import os
 import re
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,12 +25,13 @@ from oscar.compute.local.bubblewrap import Walls
 from oscar.compute.local.cgroups import Cgroups
 from oscar.compute.local.cgroups import find as find_cgroups
 from oscar.compute.local.engine import Exit, Facts, Mount, Sandbox
+from oscar.compute.local.keepers import Keepers
 from oscar.compute.local.pids import cpu_seconds, end_of
+from oscar.compute.local.worker import whole
 from oscar.errors import EngineError, EngineMissing, InvalidField
 from oscar.supervisor import variables
 from oscar.supervisor.trees import make_readable, remove_tree
 
-SHIM = Path(__file__).with_name("shim.py")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 _FIX = "Install bubblewrap, podman or docker, or say --unsafe-process to run scripts without any sandbox."
 
@@ -71,6 +70,7 @@ class Processes:
         self._visible = tuple(path.resolve() for path in visible)
         self._walls: Walls | None = None
         self._cgroups = Cgroups()
+        self._keepers = Keepers()
 
     # What works here.
 
@@ -141,7 +141,7 @@ class Processes:
     # Its sandboxes.
 
     async def start(self, sandbox: Sandbox) -> None:
-        """Start it under a shim of its own; see `Engine`."""
+        """Start it under a keeper of its own; see `Engine`."""
         if not sandbox.argv:
             raise InvalidField(
                 "there is no script, and processes have no image whose command could run", field="script"
@@ -152,8 +152,8 @@ class Processes:
         if lock is None:
             return
         try:
-            task = await asyncio.to_thread(self._task, sandbox, folder, lock)
-            await self._spawn(task, lock)
+            task = await asyncio.to_thread(self._task, sandbox, folder)
+            await whole(self._keepers.start(task, lock, folder / "pid"))
         except OSError as error:
             raise EngineError(f"{error.strerror}: {error.filename}") from error
         finally:
@@ -174,14 +174,13 @@ class Processes:
         (folder / "kill").unlink(missing_ok=True)
         return lock
 
-    def _task(self, sandbox: Sandbox, folder: Path, lock: int) -> dict[str, Any]:
-        """What the shim is to do; see `shim.main`."""
+    def _task(self, sandbox: Sandbox, folder: Path) -> dict[str, Any]:
+        """What the shim is to do; see `shim.keep`."""
         if not self._cgroups.here:  # another server of this installation has ended
             self._cgroups = find_cgroups(self._installation)
         env = {"PATH": bubblewrap.PATH, "HOME": "/tmp", **sandbox.env}  # noqa: S108 - of the sandbox
         task: dict[str, Any] = {
             "folder": str(folder),
-            "lock": lock,
             "log": str(sandbox.log),
             "cgroups": self._cgroups.make(sandbox.name, cpu=sandbox.cpu, memory=sandbox.memory),
             # Without control groups a limit for each process is better than none for all.
@@ -213,33 +212,6 @@ class Processes:
             "subreaper": False,
         }
 
-    async def _spawn(self, task: dict[str, Any], lock: int) -> None:
-        starting = asyncio.create_task(self._launch(task, lock))
-        try:
-            await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # It is over in a moment. Left alone it would outlive the lock, and at the end of the server the loop.
-            await asyncio.gather(starting, return_exceptions=True)
-            raise
-
-    async def _launch(self, task: dict[str, Any], lock: int) -> None:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            str(SHIM),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            pass_fds=(lock,),
-            start_new_session=True,
-            cwd="/",
-            env={},
-        )
-        said, _ = await process.communicate(marshal.dumps(task))
-        if said != b"started":
-            raise EngineError(f"the process did not start: {said.decode('utf-8', 'replace').strip()}")
-
     async def exit(self, name: str) -> Exit | None:
         """Wait for its end; see `Engine`."""
         folder = self._place(name)
@@ -248,7 +220,7 @@ class Processes:
         return await asyncio.to_thread(_read_exit, name, folder)
 
     async def running(self, name: str) -> bool | None:
-        """Whether its shim lives; see `Engine`."""
+        """Whether its keeper lives; see `Engine`."""
         folder = self._place(name)
         if not folder.exists():
             return None
@@ -257,23 +229,23 @@ class Processes:
         return False if (folder / "pid").exists() else None
 
     async def cpu_time(self, name: str) -> float | None:
-        """Of the shim's child and all below; see `Engine`."""
-        with _pidfd(self._place(name)) as (shim, child):
-            return None if shim is None or not child else await asyncio.to_thread(cpu_seconds, child)
+        """Of the keeper's child and all below; see `Engine`."""
+        with _pidfd(self._place(name)) as (keeper, child):
+            return None if keeper is None or not child else await asyncio.to_thread(cpu_seconds, child)
 
     async def kill(self, name: str) -> None:
         """Kill its first process, and with it all others; see `Engine`."""
         folder = self._place(name)
         if not await self.running(name):
             return
-        # A shim that has no child yet, or has not recorded it, will find this.
+        # A keeper that has no child yet, or has not recorded it, will find this.
         with contextlib.suppress(FileNotFoundError):
             (folder / "kill").touch(mode=0o600)
-        with _pidfd(folder) as (shim, child):
-            # The child is not reaped before the shim has seen its end, so its id is nobody else's as long as
-            # its parent is the shim. Under bwrap the one to kill is the first process inside: with it the
+        with _pidfd(folder) as (keeper, child):
+            # The child is not reaped before the keeper has seen its end, so its id is nobody else's as long as
+            # its parent is the keeper. Under bwrap the one to kill is the first process inside: with it the
             # kernel ends all others, and bwrap waits for that.
-            if shim is None or not child or _parent(child) != _shim_pid(folder):
+            if keeper is None or not child or _parent(child) != _keeper_pid(folder):
                 return
             for pid in (_children(child) if self._walls else []) or [child]:
                 with contextlib.suppress(ProcessLookupError):
@@ -302,7 +274,8 @@ class Processes:
             await asyncio.to_thread(make_readable, folder)
 
     async def close(self) -> None:
-        """Nothing is held; see `Engine`."""
+        """Let go of the process that forks keepers; see `Engine`."""
+        await asyncio.to_thread(self._keepers.close)
         await asyncio.to_thread(self._cgroups.leave)
 
     def _place(self, name: str) -> Path:
@@ -350,7 +323,7 @@ def _read_exit(name: str, folder: Path) -> Exit | None:
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a shim lives. Asked in one thread only, because asking takes the lock for a moment."""
+    """Whether a keeper lives. Asked in one thread only, because asking takes the lock for a moment."""
     try:
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -370,18 +343,18 @@ def _wait_for_lock(folder: Path) -> None:
 
 
 async def _gone(folder: Path) -> None:
-    """Wait until the shim is gone."""
-    with _pidfd(folder) as (shim, _):
-        if shim is None:
+    """Wait until the keeper is gone."""
+    with _pidfd(folder) as (keeper, _):
+        if keeper is None:
             # Started by a server that is gone now, and so young that it has not written its id yet.
             await asyncio.to_thread(_wait_for_lock, folder)
             return
-        await end_of(shim)
+        await end_of(keeper)
 
 
 @contextlib.contextmanager
 def _pidfd(folder: Path) -> Iterator[tuple[int | None, int]]:
-    """A descriptor of the shim, None when it can't be had, and the id of its child or 0."""
+    """A descriptor of the keeper, None when it can't be had, and the id of its child or 0."""
     pid, child = 0, 0
     descriptor: int | None = None
     try:
@@ -400,7 +373,7 @@ def _pidfd(folder: Path) -> Iterator[tuple[int | None, int]]:
             os.close(descriptor)
 
 
-def _shim_pid(folder: Path) -> int:
+def _keeper_pid(folder: Path) -> int:
     return int((folder / "pid").read_text().split()[0])
 
 

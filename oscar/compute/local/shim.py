@@ -1,16 +1,20 @@
-"""The keeper of one sandboxed process: outlives the server, writes the log, records the exit.
+"""Keeps sandboxed processes: a keeper for each, which outlives the server, writes the log, records the exit.
 
-Started by `compute.local.processes` as `python -I -S shim.py`, with its task marshalled on standard input, so
-that no secret stands in an argument or in its environment. It must start fast: only `os` and built-ins.
+`compute.local.keepers` starts it once, as `python -I -S shim.py` with a socket as standard input. It forks a keeper
+for each message, so that no start waits for an interpreter. A message is a byte with three descriptors: the task,
+marshalled in a file without a name so that no secret stands in an argument, an environment or this process; a pipe for
+the answer (`started`, or what is in the way); the lock. It must stay small: only `os` and built-ins.
 
-Files of its folder: `pid` (`<shim> <its start time> <child>`), `exit` (JSON: code, oom, finished, refused), `kill`
-(somebody wants it to end: a child that has not begun never begins).
-It holds the lock that it inherits until it ends: whoever can take the lock knows that no shim lives.
+Files of a keeper's folder: `pid` (`<keeper> <its start time> <child>`), `exit` (JSON: code, oom, finished, refused),
+`kill` (somebody wants it to end: a child that has not begun never begins).
+It holds the lock until it ends: whoever can take the lock knows that no keeper lives.
 """
 
 # pathlib and json cost start-up; the task comes from our own server:
 # ruff: noqa: PTH104, PTH106, PTH110, PTH123, PTH208, S302, S606
 
+import _signal  # type: ignore[import-not-found] # `signal` brings enum and more along
+import _socket
 import marshal
 import os
 import resource
@@ -20,34 +24,68 @@ import time
 
 WORDS = 2000
 BLOCK = 65536
+INT = 4
+"""Bytes of a descriptor in a message: a C int."""
 PIPES = 64
 """Blocks after which the child is looked at again: a pipe holds one, at most 16."""
 
 
 def main() -> None:
-    """Fork off the keeper, which reports on standard output by `started` or by what is in the way."""
-    task = marshal.load(sys.stdin.buffer)
-    # uvloop hands down what of the server's is open; a sandbox must not have it.
-    os.closerange(3, task["lock"])
-    os.closerange(task["lock"] + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    if os.fork():
-        os._exit(0)
+    """Fork a keeper for each message until the server is gone; keepers stay."""
+    server = _socket.socket(fileno=0)
+    # The kernel buries keepers that end before this process, which is never told.
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+    while given := receive(server):
+        try:
+            keeper = os.fork()
+        except OSError as error:
+            report(given[1], f"{error.strerror}: fork".encode())
+        else:
+            if keeper == 0:
+                server.detach()
+                begin(*given[:2])
+        for descriptor in given:
+            os.close(descriptor)
+
+
+def receive(server: _socket.socket) -> list:  # type: ignore[type-arg] # no typing at run time: it costs memory
+    """The descriptors of the next message, none when no more can come."""
+    room = _socket.CMSG_SPACE(3 * INT)
     try:
-        keep(task)
+        byte, ancillary, _, _ = server.recvmsg(1, room, _socket.MSG_CMSG_CLOEXEC)
+    except OSError:  # reset: the server was killed
+        return []
+    if not byte:
+        return []
+    data = ancillary[0][2]
+    return [int.from_bytes(data[at : at + INT], sys.byteorder) for at in range(0, 3 * INT, INT)]
+
+
+def begin(packed: int, answer: int) -> None:
+    """In the keeper: do the task. Never returns. The lock stays open until it ends."""
+    try:
+        os.setsid()
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        os.dup2(1, 0)  # /dev/null: nothing of the server's socket is left here
+        with os.fdopen(packed, "rb") as file:
+            file.seek(0)
+            task = marshal.load(file)
+        keep(task, answer)
     except OSError as error:
-        report(f"{error.strerror}: {error.filename or ''}".encode())
-        os._exit(1)
-    os._exit(0)
+        report(answer, f"{error.strerror}: {error.filename or ''}".encode())
+    except Exception as error:  # noqa: BLE001 - its words would be seen nowhere else
+        report(answer, f"{type(error).__name__}: {error}".encode())
+    finally:
+        os._exit(0)  # whatever happened: never back into the loop
 
 
-def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time: it costs start-up
+def keep(task: dict, answer: int) -> None:  # type: ignore[type-arg]
     """Run the task's command, its output into the log, its end into `exit`."""
     if task["subreaper"]:
         become_subreaper()
-    os.set_inheritable(task["lock"], False)
     log = os.open(task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     me = f"{os.getpid()} {start_time(os.getpid())}"
-    # Before the child: a folder with this file and without a living shim is a run that may have begun.
+    # Before the child: a folder with this file and without a living keeper is a run that may have begun.
     replace(task["folder"] + "/pid", me + " 0\n")
     output, theirs = os.pipe()
     status, child_status = os.pipe()
@@ -55,6 +93,7 @@ def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time:
     child = os.fork()
     if child == 0:
         os.close(go)
+        os.close(answer)
         if os.read(wait, 1):
             become(task, theirs, child_status)
         os._exit(127)
@@ -68,10 +107,8 @@ def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time:
     if not unwanted:
         os.write(go, b"1")
     os.close(go)
-    report(b"started")
-    null = os.open("/dev/null", os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
+    report(answer, b"started")
+    os.close(answer)
     words = copy(output, log, child)
     _, how = os.waitpid(child, 0)
     if task["subreaper"]:
@@ -79,10 +116,10 @@ def keep(task: dict) -> None:  # type: ignore[type-arg] # no typing at run time:
     record(task, -9 if unwanted else os.waitstatus_to_exitcode(how), read_all(status), words)
 
 
-def report(words: bytes) -> None:
+def report(answer: int, words: bytes) -> None:
     """Tell the server, unless it was killed meanwhile."""
     try:
-        os.write(1, words)
+        os.write(answer, words)
     except BrokenPipeError:
         return
 
@@ -91,6 +128,9 @@ def become(task: dict, output: int, status: int) -> None:  # type: ignore[type-a
     """In the child: turn into the command. Never returns."""
     try:
         os.setsid()
+        # Python ignores them, and what is ignored stays so over exec: `yes | head` would end with an error.
+        for ignored in (_signal.SIGPIPE, _signal.SIGXFSZ):
+            _signal.signal(ignored, _signal.SIG_DFL)
         for cgroup in task["cgroups"]:
             write(cgroup + "/cgroup.procs", "0")
         # When the machine runs out of memory, this goes before the server.
