@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from oscar.serverlog import ServerLog
 
@@ -51,9 +51,18 @@ class _Both:
         sys.stderr.flush()
 
 
-def configure(*, level: str = "INFO", json: bool = False, keep: Path | None = None) -> None:
-    """Write log lines to stderr: as text for people, or JSON lines; and to the file `keep`, for `GET /system/logs`."""
-    stream: Any = _Both(ServerLog(keep)) if keep else sys.stderr
+def configure(
+    *, level: str = "INFO", json: bool = False, keep: Path | None = None, to: TextIO | None = None
+) -> None:
+    """Say how log lines are written, from now on and in the whole process.
+
+    Args:
+        level: the least important ones that are written.
+        json: as JSON lines instead of text for people.
+        keep: a file that gets them besides, for `GET /system/logs`.
+        to: where they go instead of stderr, which belongs to others where the server is a part of a process.
+    """
+    stream: Any = _Both(ServerLog(keep)) if keep else to or sys.stderr
     number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     renderer: Any = (
         structlog.processors.JSONRenderer()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from _pytest.terminal import TerminalReporter
 
+from oscar import telemetry
 from tests import images, postgres
 from tests import server as servers
 from tests.cluster import session as cluster_session
@@ -82,6 +84,31 @@ class SkipWatch:
 def anyio_backend() -> str:
     """The only event loop there is."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _log_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextIO]:
+    """Log lines of our program in this process go into a file.
+
+    How they are written is one thing for a process, and applications of `tests/api` go on in it beside the tests of
+    other files: on standard output or error their lines would be among what any test captures.
+    """
+    with (tmp_path_factory.mktemp("log") / "log").open("w+", buffering=1) as file:
+        telemetry.configure(level="DEBUG", to=file)
+        yield file
+
+
+@pytest.fixture
+def logged(_log_file: TextIO) -> Callable[[], str]:
+    """What our program has logged in this process since the test began; call it to read."""
+    begin = _log_file.seek(0, os.SEEK_END)
+
+    def read() -> str:
+        with Path(_log_file.name).open() as file:
+            file.seek(begin)
+            return file.read()
+
+    return read
 
 
 @pytest.fixture(scope="module")

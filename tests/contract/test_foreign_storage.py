@@ -326,7 +326,10 @@ def test_cancelled_in_the_middle(source: Path) -> None:
 
 
 def test_secrets_stay_out_of_logs(
-    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    source: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    logged: Callable[[], str],
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with serving(Dav) as (url, world):
@@ -334,7 +337,7 @@ def test_secrets_stay_out_of_logs(
         store = dav(url)
         run(store, lambda store: store.upload("", "a", source))
         assert SECRET not in repr(store)
-    said = caplog.text + "".join(capfd.readouterr())
+    said = caplog.text + "".join(capfd.readouterr()) + logged()
     assert "retry_scheduled" in said
     assert SECRET not in said
 
