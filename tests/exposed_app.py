@@ -117,12 +117,28 @@ async def one(reader: StreamReader, writer: StreamWriter) -> bool:
     if path == "/stream":
         size = int(target.partition("size=")[2])
         writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode())
-        while size:
-            piece = BLOCK[:size] if size < len(BLOCK) else BLOCK
-            writer.write(piece)
-            await writer.drain()
-            size -= len(piece)
+        try:
+            while size:
+                piece = BLOCK[:size] if size < len(BLOCK) else BLOCK
+                writer.write(piece)
+                await writer.drain()
+                size -= len(piece)
+        finally:
+            if size:
+                print("stream left off", flush=True)
         return True
+    if path == "/counted":
+        # Eight-byte numbers, in pieces of odd sizes: whatever is lost, doubled or moved shows.
+        count = int(target.partition("count=")[2])
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {count * 8}\r\n\r\n".encode())
+        for start in range(0, count, 99_991):
+            writer.write(b"".join(struct.pack(">Q", n) for n in range(start, min(start + 99_991, count))))
+            await writer.drain()
+        return True
+    if path == "/cut":
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 8000000\r\n\r\n" + bytes(3_000_000))
+        await writer.drain()
+        return False
     if path == "/upload":
         digest, size = hashlib.sha256(), 0
         async for piece in body_of(reader, headers):

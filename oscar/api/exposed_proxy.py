@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from oscar.api import exposed_headers as rules
+from oscar.api.exposed_splice import FROM, Channel, Wire
 from oscar.api.exposed_upstream import PAUSES, BadUpstream, Connection, NotListening, Pool, can_repeat
 from oscar.compute.base import Replica
 from oscar.core import exposed
@@ -199,6 +201,8 @@ class Exchange:
         self._gone = False
         """Whether the client has gone."""
         self._limit: asyncio.Timeout | None = None
+        self._wire: Wire | None = scope.pop("oscar.wire", None)
+        self._splicing: asyncio.Task[None] | None = None
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Pass the request on, and the answer back.
@@ -287,6 +291,8 @@ class Exchange:
             message = await receive()
             if message["type"] == "http.disconnect":
                 self._gone = True
+                if self._splicing is not None:
+                    self._splicing.cancel()
                 connection.abort()
                 return
             if self._sent:
@@ -320,7 +326,35 @@ class Exchange:
         try:
             while data := await connection.body():
                 await send({"type": "http.response.body", "body": data, "more_body": True})
-        except BadUpstream:
+                if connection.left >= FROM and self._wire is not None and self._wire.open:
+                    await self._splice(connection, self._wire, send)
+                    break
+        except (BadUpstream, EOFError, OSError):
             # Too late for an error of ours: an answer that is never completed shows as broken off, not as whole.
             return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _splice(self, connection: Connection, wire: Wire, send: Send) -> None:
+        """Have the kernel move the rest of the body.
+
+        Raises:
+            EOFError, OSError: one of the two sides broke off.
+        """
+        with contextlib.ExitStack() as stack:
+            channel = Channel()
+            stack.callback(channel.close)
+            data, source = connection.handed_over()
+            stack.callback(os.close, source)
+            count = connection.left
+            if data:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            target = await wire.taken()
+            stack.callback(os.close, target)
+            self._splicing = asyncio.ensure_future(channel.move(source, target, count))
+            try:
+                await self._splicing
+            except asyncio.CancelledError:
+                if self._gone:
+                    raise ConnectionAbortedError from None
+                raise
+            wire.wrote(count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -71,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._broken = ""
         self._reusable = False
         self._sized = False
+        self._left = 0
         self._is_head_request = False
         self.status = 0
         self.answered = False
@@ -139,6 +141,20 @@ class Connection(asyncio.Protocol):
         return data
 
     @property
+    def left(self) -> int:
+        """How much of the body is still to come; 0 when that is not known."""
+        return 0 if self._complete or self._broken or self.closed else max(0, self._left)
+
+    def handed_over(self) -> tuple[bytes, int]:
+        """What has come of the body, and a new descriptor to read the rest from: this end reads no more of it."""
+        assert self._transport is not None  # noqa: S101 - something is left of a body
+        self._transport.pause_reading()
+        self._reusable = False
+        data = b"".join(self._body)
+        self._body.clear()
+        return data, os.dup(self._transport.get_extra_info("socket").fileno())
+
+    @property
     def reusable(self) -> bool:
         """Whether another request may follow, once this one was sent whole."""
         return self._complete and self._reusable and not self._broken and not self.closed
@@ -204,6 +220,8 @@ class Connection(asyncio.Protocol):
         name = name.lower()
         if name in {b"content-length", b"transfer-encoding"}:
             self._sized = True
+        if name == b"content-length" and value.isdigit():
+            self._left = int(value)
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -213,10 +231,13 @@ class Connection(asyncio.Protocol):
         if 100 <= status < 200:  # noqa: PLR2004 - news before the answer; an upgrade was not asked for
             self._headers = []
             self._sized = False
+            self._left = 0
             if status == 101:  # noqa: PLR2004
                 self._fail("The exposed service changed the protocol without being asked")
             return
         self.status = status
+        if any(name == b"transfer-encoding" for name, _ in self._headers):
+            self._left = 0  # what stands in chunks has to be read here, whatever length is told beside it
         self._reusable = self._parser.should_keep_alive()
         if self._head is not None and not self._head.done():
             self._head.set_result(None)
@@ -230,6 +251,7 @@ class Connection(asyncio.Protocol):
             return
         self._body.append(data)
         self._size += len(data)
+        self._left -= len(data)
         if self._size >= HIGH and self._transport is not None:
             self._transport.pause_reading()
         self._wake()

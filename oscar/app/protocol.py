@@ -6,11 +6,13 @@ URLs, headers, trailers and extensions of chunks.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from oscar.errors import HeadersTooLarge
 
@@ -19,6 +21,7 @@ LIMIT = 64 * 1024
 PATIENCE = 1024 * 1024
 """Bytes that are read and thrown away after a refusal."""
 LINGER_S = 2.0
+LONGEST_PAUSE_S = 0.05
 _FIELD = 4
 """Bytes around a header: colon, space and the end of its line."""
 
@@ -63,6 +66,8 @@ class BoundedProtocol(HttpToolsProtocol):
             size += len(name) + len(value) + _FIELD
         if size <= LIMIT:
             super().on_headers_complete()
+            if b"/exposed" in self.url:
+                cast("dict[str, Any]", self.scope)["oscar.wire"] = Wire(self.cycle)
             return
         application, self.app = self.app, _answer
         try:
@@ -79,6 +84,40 @@ class BoundedProtocol(HttpToolsProtocol):
         """A request has come whole; what follows is the head of the next one."""
         self._idle = 0
         super().on_message_complete()
+
+
+class Wire:
+    """The client's side of one answer, for a body that goes past this program; see `api.exposed_splice`."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def open(self) -> bool:
+        """Whether bytes written to the socket arrive as the body: no TLS, no chunks."""
+        return (
+            self._cycle.chunked_encoding is False
+            and not self._cycle.disconnected
+            and self._cycle.transport.get_extra_info("ssl_object") is None
+        )
+
+    async def taken(self) -> int:
+        """A new descriptor of the socket, once all that was sent before is with the kernel.
+
+        Raises:
+            ConnectionError: the client has gone.
+        """
+        transport, pause = self._cycle.transport, 0.0
+        while not self._cycle.disconnected and transport.get_write_buffer_size():
+            await asyncio.sleep(pause)  # asyncio tells when the buffer is low, never when it is empty
+            pause = min(pause + 0.001, LONGEST_PAUSE_S)
+        if self._cycle.disconnected or transport.is_closing():
+            raise ConnectionAbortedError
+        return os.dup(transport.get_extra_info("socket").fileno())
+
+    def wrote(self, count: int) -> None:
+        """So many bytes of the body were written there."""
+        self._cycle.expected_content_length -= count
 
 
 def _body() -> bytes:

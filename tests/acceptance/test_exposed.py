@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import threading
@@ -42,6 +43,18 @@ class Web:
         nobody = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
         self.http = httpx2.Client(base_url=at.endpoint, timeout=60, cookies=nobody)
         self.auth = (at.user, at.password)
+
+    @contextlib.contextmanager
+    def asked(self, path: str) -> Iterator[tuple[socket.socket, bytes]]:
+        """A GET by a plain socket; it, and what of the answer's body came along with the head."""
+        where = urlsplit(self.at.endpoint)
+        with socket.create_connection((where.hostname, where.port), timeout=60) as sock:
+            head = f"GET /system/services/app/exposed{path} HTTP/1.1\r\nHost: x\r\n\r\n"
+            sock.sendall(head.encode())
+            said = b""
+            while b"\r\n\r\n" not in said:
+                said += sock.recv(4096)
+            yield sock, said.partition(b"\r\n\r\n")[2]
 
     def apply(self, name: str, script: str = APP, **fields: Any) -> None:
         expose = {"api_port": 8080, "max_scale": 1, **fields.pop("expose", {})}
@@ -191,17 +204,46 @@ def memory(pid: int) -> int:
     return next(int(row.split()[1]) * 1024 for row in rows if row.startswith("VmRSS"))
 
 
-def test_a_large_answer_streams_with_flat_memory(web: Web) -> None:
-    size, seen = 1024 * MIB, 0
+@pytest.mark.timeout(600)
+def test_an_answer_of_2_gib_streams_with_flat_memory(web: Web) -> None:
+    size, seen = 2048 * MIB, 0
     assert web.at.process is not None
-    before, most = memory(web.at.process.pid), 0
-    with web.http.stream("GET", f"/system/services/app/exposed/stream?size={size}") as answer:
-        for index, piece in enumerate(answer.iter_raw()):
-            seen += len(piece)
-            if index % 500 == 0:
-                most = max(most, memory(web.at.process.pid))
+    pid = web.at.process.pid
+    before, most = memory(pid), 0
+    buffer = bytearray(MIB)
+    with web.asked(f"/stream?size={size}") as (sock, rest):
+        seen = len(rest)
+        while seen < size:
+            came = sock.recv_into(buffer)
+            assert came, f"ended after {seen} bytes"
+            if seen // (64 * MIB) != (seen + came) // (64 * MIB):
+                most = max(most, memory(pid))
+            seen += came
     assert seen == size
     assert most - before < 40 * MIB
+
+
+def test_a_long_answer_arrives_as_it_was_sent_and_others_follow_on_the_connection(web: Web) -> None:
+    count = 1_500_000
+    assert struct.unpack(f">{count}Q", web.get("app", f"/counted?count={count}").content) == tuple(
+        range(count)
+    )
+    assert web.get("app", "/after").status_code == 200
+
+
+def test_a_long_answer_that_breaks_off_is_not_taken_for_a_whole_one(web: Web) -> None:
+    with pytest.raises(httpx2.RemoteProtocolError):
+        web.get("app", "/cut")
+    assert web.seen("app")["method"] == "GET"
+
+
+def test_who_leaves_a_long_answer_ends_it(web: Web) -> None:
+    with web.asked(f"/stream?size={2048 * MIB}") as (sock, _):
+        seen = 0
+        while seen < 8 * MIB:
+            seen += len(sock.recv(MIB))
+    web.said("app", "stream left off")
+    assert web.seen("app")["method"] == "GET"
 
 
 def test_a_large_upload_streams_with_flat_memory(web: Web) -> None:
