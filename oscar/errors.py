@@ -255,6 +255,12 @@ class StorageError(OscarError):
     code = "storage_error"
 
 
+class NoAnswer(StorageError):
+    """A storage provider can't be reached, or is in trouble of its own."""
+
+    # The same code for clients; inside it is what a repetition may mend.
+
+
 class RunNotFound(OscarError):
     """The engine certainly knows no run of that name."""
 

@@ -116,6 +116,11 @@ class Settings(BaseSettings):
     )
 
     # Objects
+    store: Literal["embedded", "minio"] = _env(
+        "OSCAR_STORE",
+        "embedded",
+        "Where the platform's own objects are: in the built-in S3 server, or in a MinIO at MINIO_ENDPOINT",
+    )
     minio_access_key: str = _env("MINIO_ACCESS_KEY", "", "Administrator's S3 access key; made when empty")
     minio_secret_key: str = _env(
         "MINIO_SECRET_KEY", "", "Administrator's S3 secret key; made when empty", repr=False
@@ -125,6 +130,11 @@ class Settings(BaseSettings):
         "MINIO_ENDPOINT",
         "",
         "Public URL of the S3 server, as clients reach it; from host and port when empty",
+    )
+    s3_internal_endpoint: str = _env(
+        "OSCAR_S3_INTERNAL_ENDPOINT",
+        "",
+        "URL of the S3 server as this server and its pods reach it; MINIO_ENDPOINT when empty",
     )
     minio_tls_verify: bool = _env("MINIO_TLS_VERIFY", True, "Clients check the S3 server's certificate")
     s3_domain: str = _env(
@@ -136,6 +146,46 @@ class Settings(BaseSettings):
         256,
         "MiB of disk that are kept free: below, intake is refused with 507",
         ge=0,
+    )
+
+    # Events of a MinIO
+    internal_url: str = _env(
+        "OSCAR_INTERNAL_URL", "", "URL of the API as MinIO and pods reach it; OSCAR_URL when empty"
+    )
+    events_target: str = _env(
+        "OSCAR_EVENTS_TARGET",
+        "OSCAR",
+        "Name of the webhook in MinIO's environment; unique if several installations share a MinIO",
+        pattern=r"^[A-Za-z0-9_]+$",
+    )
+    events_token: str = _env(
+        "OSCAR_EVENTS_TOKEN",
+        "",
+        "What MinIO proves itself by when it reports uploads; made from OSCAR_SECRET_KEY when empty",
+        repr=False,
+    )
+    store_events: Literal["webhook", "listing"] = _env(
+        "OSCAR_STORE_EVENTS",
+        "webhook",
+        "How uploads to a MinIO are noticed: it reports them, or its inputs are listed (stores without notifications)",
+    )
+    sweep: float = _env(
+        "OSCAR_SWEEP_SECONDS",
+        300,
+        "Seconds between two looks through the inputs of a MinIO for uploads that were not reported; 0: none",
+        ge=0,
+    )
+    reconcile: float = _env(
+        "OSCAR_RECONCILE_SECONDS",
+        600,
+        "Seconds between two comparisons of what MinIO has (users, policies, rules) with what it should have",
+        ge=1,
+    )
+    rejected_ttl: int = _env(
+        "OSCAR_REJECTED_EVENTS_TTL",
+        2_592_000,
+        "Seconds that reported events are kept of which no job could be made",
+        ge=1,
     )
 
     # Engine
@@ -288,6 +338,16 @@ class Settings(BaseSettings):
     def volume_images(self) -> bool | None:
         """Whether new volumes are images; None to find out."""
         return {"auto": None, "image": True, "folder": False}[self.volume_kind]
+
+    @property
+    def s3_inside(self) -> str:
+        """The S3 server's address for this server and its pods."""
+        return self.s3_internal_endpoint or self.minio_endpoint
+
+    @property
+    def url_inside(self) -> str:
+        """The API's address for MinIO and pods."""
+        return self.internal_url or self.url
 
     @property
     def server_log(self) -> Path:

@@ -48,8 +48,8 @@ def _installation(action: Action, words: str = "") -> Need:
     return Need(Kind.INSTALLATION, action, words)
 
 
-OPEN = {"GET /health"}
-"""Routes that ask for nobody."""
+OPEN = {"GET /health", "POST /system/events/minio"}
+"""Routes that ask for no caller; the second one for a token of its own."""
 
 ROUTES: dict[str, Need] = {
     "GET /system/info": _installation(Action.SEE),
@@ -57,6 +57,7 @@ ROUTES: dict[str, Need] = {
     "PUT /system/config": _installation(Action.CHANGE),
     "GET /system/logs": _installation(Action.CHANGE, "the server's own log"),
     "GET /system/logs/": _installation(Action.CHANGE, "the same"),
+    "GET /system/events/rejected": _installation(Action.CHANGE, "reports of a MinIO"),
     "GET /system/config": _installation(Action.CALL, "with one's own S3 keys"),
     "GET /system/services": _installation(Action.CALL, "lists those that one may see"),
     "POST /system/services": _installation(Action.CALL, "one's own"),

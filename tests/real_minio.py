@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.s3_server import free_port
@@ -34,6 +35,7 @@ class Minio:
 
     port: int
     scheme: str = "http"
+    process: subprocess.Popen[bytes] | None = field(default=None, compare=False)
 
     @property
     def endpoint(self) -> str:
@@ -54,34 +56,67 @@ def program() -> str:
 
 
 @contextmanager
-def running(folder: Path, *, certificates: Path | None = None, domain: str = "") -> Iterator[Minio]:
+def running(
+    folder: Path,
+    *,
+    certificates: Path | None = None,
+    domain: str = "",
+    port: int = 0,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Minio]:
     """A server on a folder for the length of a block.
 
     Args:
         folder: where it keeps its data.
         certificates: a folder with `public.crt` and `private.key`; it speaks TLS then.
         domain: buckets are also hosts of this domain.
+        port: where it listens; a free one when absent.
+        environment: more variables, such as those of its webhook.
     """
-    port = free_port()
-    environment = {
+    server = start(folder, certificates=certificates, domain=domain, port=port, environment=environment)
+    try:
+        yield server
+    finally:
+        stop(server)
+
+
+def start(
+    folder: Path,
+    *,
+    certificates: Path | None = None,
+    domain: str = "",
+    port: int = 0,
+    environment: Mapping[str, str] | None = None,
+) -> Minio:
+    """Start one and wait until it answers; arguments as of `running`."""
+    port = port or free_port()
+    variables = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "MINIO_ROOT_USER": ACCESS_KEY,
         "MINIO_ROOT_PASSWORD": SECRET_KEY,
         "MINIO_BROWSER": "off",
         **({"MINIO_DOMAIN": domain} if domain else {}),
+        **(environment or {}),
     }
     arguments = [program(), "server", "--quiet", "--address", f"127.0.0.1:{port}"]
     if certificates:
         arguments += ["--certs-dir", str(certificates)]
-    process = subprocess.Popen([*arguments, str(folder)], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*arguments, str(folder)], env=variables, stdout=subprocess.DEVNULL)
+    server = Minio(port, "https" if certificates else "http", process)
     try:
-        server = Minio(port, "https" if certificates else "http")
         _wait(server, process)
-        yield server
-    finally:
-        process.terminate()
-        process.wait()
+    except BaseException:
+        stop(server)
+        raise
+    return server
+
+
+def stop(server: Minio, sign: signal.Signals = signal.SIGTERM) -> None:
+    """End it; silent if it has ended."""
+    if server.process is not None and server.process.poll() is None:
+        server.process.send_signal(sign)
+        server.process.wait()
 
 
 def _wait(server: Minio, process: subprocess.Popen[bytes]) -> None:

@@ -13,7 +13,19 @@ from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 
 import oscar
-from oscar.api import exposed, federation, jobs, metrics, quotas, runs, services, storage, system, volumes
+from oscar.api import (
+    events,
+    exposed,
+    federation,
+    jobs,
+    metrics,
+    quotas,
+    runs,
+    services,
+    storage,
+    system,
+    volumes,
+)
 from oscar.api.exposed_proxy import ExposedProxy
 from oscar.app.edge import App, Edge
 from oscar.app.front import Front, short
@@ -59,6 +71,7 @@ def build(
         quotas.router,
         federation.router,
         metrics.router,
+        events.router,
         system.router,
     ):
         app.include_router(router)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,20 +22,23 @@ from oscar.app.engines import Engine, Ground
 from oscar.app.figures import open_figures
 from oscar.app.s3 import MIB, open_store
 from oscar.app.start import Start
-from oscar.app.stores import OwnStore, open_own_store
+from oscar.app.stores import OwnStore, events_tokens, open_own_store
 from oscar.compute.base import Compute
-from oscar.core import metrics, volumes
+from oscar.core import metrics, sweep, volumes
 from oscar.core import services as service_rules
 from oscar.core.countries import Countries
 from oscar.core.dispatcher import Dispatcher
+from oscar.core.leading import Leader
 from oscar.core.platform import Platform, Signals
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
 from oscar.errors import OscarError
 from oscar.settings import Settings
 from oscar.state.config import Configuration
+from oscar.state.events import Events
 from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
+from oscar.state.leases import Leases
 from oscar.state.migrate import migrate
 from oscar.state.payloads import Payloads
 from oscar.state.quotas import Quotas
@@ -59,6 +63,8 @@ class Opened:
     store: Store
     installation: str
     own: OwnStore
+    id: str
+    """Of this server among those on the Store."""
 
 
 @contextlib.asynccontextmanager
@@ -94,7 +100,7 @@ async def _open(settings: Settings, signals: Signals, stack: contextlib.AsyncExi
     stack.push_async_callback(asyncio.to_thread, store.close)
     installation = await asyncio.to_thread(migrate, store)
     own = await open_own_store(settings, store, signals.work.set, stack)
-    return Opened(settings, signals, store, installation, own)
+    return Opened(settings, signals, store, installation, own, f"{installation}-{uuid.uuid4().hex[:8]}")
 
 
 @contextlib.contextmanager
@@ -122,6 +128,10 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             stack.push_async_callback(_ended, records)
             sums = asyncio.create_task(metrics.run(platform), name="metrics")
             stack.push_async_callback(_ended, sums)
+            stack.push_async_callback(_ended, asyncio.create_task(platform.leader.run(), name="leading"))
+            if platform.upkeep is not None:
+                kept = asyncio.create_task(sweep.keep(platform, platform.upkeep), name="upkeep")
+                stack.push_async_callback(_ended, kept)
             # Before the first request: what is half-made now, nobody is making.
             await volumes.reconcile(platform)
             ports = asyncio.create_task(NodePorts(platform).run(), name="node ports")
@@ -163,6 +173,10 @@ def _platform(
         payloads=Payloads(settings.data / "payloads", reserve=settings.disk_reserve * MIB),
         objects=opened.own.objects,
         buckets=opened.own.buckets,
+        upkeep=opened.own.upkeep,
+        events=Events(store),
+        events_tokens=events_tokens(settings, store.sealer),
+        leader=Leader(None if store.is_sqlite else Leases(store), opened.id),
         compute=engine.compute,
         invokes=engine.invokes,
         volumes=Volumes(store),

@@ -51,26 +51,33 @@ def serve(settings: Settings) -> None:
         level=settings.log_level, json=settings.log_json, keep=settings.server_log / "server.log"
     )
     web.check_tls(settings)
+    if settings.store == "minio":
+        from oscar.app.stores import check_minio
+
+        check_minio(settings)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(settings.data):
         api = _listen(settings.host, settings.port, "OSCAR_SERVICE_PORT")
-        s3 = _listen(settings.host, settings.s3_port, "OSCAR_S3_PORT")
+        # With a MinIO there is no S3 server of ours.
+        s3 = (
+            _listen(settings.host, settings.s3_port, "OSCAR_S3_PORT")
+            if settings.store == "embedded"
+            else None
+        )
         uvloop.run(_serve(_addressed(settings, api, s3), api, s3))
 
 
-def _addressed(settings: Settings, api: socket.socket, s3: socket.socket) -> Settings:
+def _addressed(settings: Settings, api: socket.socket, s3: socket.socket | None) -> Settings:
     """The settings with the addresses that clients reach, once the ports are known."""
     host = settings.host
     if host in {"0.0.0.0", "::"}:  # noqa: S104 - asked for by the setting
         host = socket.gethostname()
     scheme = "https" if settings.tls_cert else "http"
     shown = f"{scheme}://[{host}]" if ":" in host else f"{scheme}://{host}"
-    return settings.model_copy(
-        update={
-            "url": settings.url or f"{shown}:{api.getsockname()[1]}",
-            "minio_endpoint": settings.minio_endpoint or f"{shown}:{s3.getsockname()[1]}",
-        }
-    )
+    update = {"url": settings.url or f"{shown}:{api.getsockname()[1]}"}
+    if s3 is not None and not settings.minio_endpoint:
+        update["minio_endpoint"] = f"{shown}:{s3.getsockname()[1]}"
+    return settings.model_copy(update=update)
 
 
 @contextlib.contextmanager
@@ -110,7 +117,7 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
         return listener
 
 
-async def _serve(settings: Settings, api: socket.socket, s3: socket.socket) -> None:
+async def _serve(settings: Settings, api: socket.socket, s3: socket.socket | None) -> None:
     from oscar.app.api import build
 
     start = Start()
@@ -123,8 +130,9 @@ async def _serve(settings: Settings, api: socket.socket, s3: socket.socket) -> N
     # uvicorn raises the signal again when it has ended: that must not end this process before its child has.
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, stop)
-    child = asyncio.create_task(_keep_s3(settings, s3, start, wake))
-    watch = asyncio.create_task(_stop_if_failed(start, stop))
+    tasks = [asyncio.create_task(_stop_if_failed(start, stop))]
+    if s3 is not None:
+        tasks.append(asyncio.create_task(_keep_s3(settings, s3, start, wake)))
     _write_client_file(settings)
     log.info("serving", api=settings.url, s3=settings.minio_endpoint, docs=f"{settings.url}/docs")
     # What is imported stays: the collector need not look at it again and again.
@@ -133,7 +141,7 @@ async def _serve(settings: Settings, api: socket.socket, s3: socket.socket) -> N
     try:
         await server.serve(sockets=[api])
     finally:
-        for task in (child, watch):
+        for task in reversed(tasks):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task

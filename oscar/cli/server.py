@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(serve)
     app.command("demo")(demo)
     app.command("doctor")(doctor)
+    app.command("minio-environment")(minio_environment)
 
 
 def serve(
@@ -85,6 +86,39 @@ def demo(
     if output_folder:
         output_folder.mkdir(parents=True, exist_ok=True)
     asyncio.run(show(Console(), output=output_folder))
+
+
+def minio_environment(
+    url: Annotated[
+        str, typer.Option(help="The API's address as MinIO reaches it (OSCAR_INTERNAL_URL, else OSCAR_URL).")
+    ] = "",
+    queue: Annotated[
+        str, typer.Option(help="A lasting folder of MinIO's, in which events wait while this server is away.")
+    ] = "/var/lib/minio-events",
+    limit: Annotated[int, typer.Option(help="Events that may wait there.", min=1)] = 1_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the variables with which a MinIO reports uploads to this server; see OSCAR_STORE."""
+    from oscar.app.stores import events_tokens
+    from oscar.objects.minio_rules import environment
+    from oscar.settings import Settings
+    from oscar.state.secrets import Sealer, load_keys
+
+    settings = Settings()
+    address = url or settings.url_inside
+    if not address:
+        raise Misuse(
+            "The address is not known by which MinIO reaches this server",
+            field="OSCAR_INTERNAL_URL",
+            fix="give it by --url, or set OSCAR_INTERNAL_URL",
+        )
+    sealer = Sealer(load_keys(settings.secret_key, settings.data / "secret-key"))
+    token = events_tokens(settings, sealer)[0]
+    found = environment(target=settings.events_target, url=address, token=token, queue=queue, limit=limit)
+    if as_json:
+        output.as_json(found)
+    else:
+        typer.echo("\n".join(f"{name}={value}" for name, value in found.items()))
 
 
 def doctor(as_json: JsonOption = False) -> None:

@@ -269,8 +269,9 @@ class Dispatcher:
     # Upkeep
 
     async def _deliver(self) -> None:
-        await callbacks.deliver(self._p)
+        if self._p.leader.mine:
+            await callbacks.deliver(self._p)
 
     async def _tidy(self) -> None:
-        while expired := await self._p.jobs.expired(self._p.settings.ttl_job):
+        while self._p.leader.mine and (expired := await self._p.jobs.expired(self._p.settings.ttl_job)):
             await jobs.remove(self._p, expired)

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 from oscar.auth.rules import Thing
 from oscar.compute.base import Compute, Exposes, HasVolumes, Invokes
+from oscar.core.leading import Leader
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
-from oscar.objects.base import BucketAdmin, ObjectStore
+from oscar.objects.base import BucketAdmin, ObjectStore, Upkeep
 from oscar.settings import Settings
 from oscar.sources.base import RequestSource, UsageSource
 from oscar.state.config import Configuration
+from oscar.state.events import Events
 from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
 from oscar.state.metrics import RecordedRequests
@@ -98,6 +100,12 @@ class Platform:
     payloads: Payloads
     objects: ObjectStore
     buckets: BucketAdmin
+    upkeep: Upkeep | None
+    """The own store's ability to be kept as the Store says; None: the built-in one needs no keeping."""
+    events: Events
+    events_tokens: tuple[str, ...] = field(repr=False)
+    """Each proves that a report of objects comes from our MinIO."""
+    leader: Leader
     compute: Compute
     invokes: Invokes | None
     volumes: Volumes

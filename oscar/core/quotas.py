@@ -71,6 +71,8 @@ async def update(p: Platform, caller: Caller, user: str, data: Mapping[str, Any]
     log.info("quota changed", user=user, by=caller.id, limits=sorted(limits))
     # What waited for room may start now.
     p.signals.work.set()
+    if p.upkeep is not None:
+        await p.upkeep.limit(user)
     return await _described(p, user)
 
 

@@ -65,6 +65,10 @@ class Recorder:
         entrance = incoming.caller.entrance.value if incoming.caller else ""
         return Origin(entrance, incoming.address, self._countries.of(incoming.address))
 
+    def country_of(self, address: str) -> str:
+        """Of an address; "" when that is not known."""
+        return self._countries.of(address)
+
     def add(self, incoming: Incoming, *, status: int, seconds: float) -> None:
         """Take the record of an answered request; those that reached no service leave none."""
         service = incoming.service

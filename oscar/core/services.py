@@ -62,6 +62,7 @@ async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     volume = await volumes.make_for(p, service)
     try:
         uses = await _ensure_buckets(p, caller, service)
+        await _watch(p, service)
         await p.services.insert(
             name=service.name,
             owner=service.owner,
@@ -73,6 +74,7 @@ async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     except OscarError:
         await volumes.unmake_for(p, service)
         raise
+    await _watch(p, service)
     await p.compute.apply(service)
     await _expose(p, service)
     log.info("service created", service=service.name, owner=service.owner)
@@ -96,7 +98,10 @@ async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     service = with_secrets(service, known.row.secrets or {})
     volumes.check_unchanged(known.service, service)
     uses = await _ensure_buckets(p, caller, service)
+    await _watch(p, service)
     await p.services.replace(known.row.id, token=service.token, **_stored(service), buckets=uses)
+    await _watch(p, service)
+    await _unwatch(p, known.service)
     dropped = set(known.service.buckets()) - set(service.buckets())
     for name in dropped:
         await _make_private(p, name)
@@ -149,6 +154,7 @@ async def delete(
     kept = mount.bucket if mount and known.service.is_own_store(mount) else None
     free = await p.services.delete(known.row.id)
     p.signals.work.set()
+    await _unwatch(p, known.service)
     await p.compute.remove(known.row.owner, name)
     await deployments.remove(p, known.row.owner, name)
     if known.service.volume:
@@ -419,6 +425,27 @@ async def _make_buckets(p: Platform, caller: Caller, service: Service, uses: lis
                 f'The name of a private bucket of this service, "{name}", is taken', field="isolation_level"
             )
         uses.append(BucketUse(name, created))
+
+
+async def _watch(p: Platform, service: Service) -> None:
+    """Have uploads to the service's inputs reported: before its row, so that a refusal leaves none, and after it.
+
+    The second time is for a service on the same bucket that went at the same moment; see `_unwatch`.
+    """
+    if p.upkeep is not None:
+        for bucket in sorted({watched.bucket for watched in service.storage_inputs}):
+            await p.upkeep.watch(bucket, wanted=True)
+
+
+async def _unwatch(p: Platform, before: Service) -> None:
+    """Have uploads reported no longer where no service listens any more."""
+    if p.upkeep is None:
+        return
+    for bucket in sorted({watched.bucket for watched in before.storage_inputs}):
+        if not await p.events.inputs(bucket):
+            await p.upkeep.watch(bucket, wanted=False)
+            if await p.events.inputs(bucket):
+                await p.upkeep.watch(bucket, wanted=True)
 
 
 def _check_bucket(caller: Caller, present: Bucket | None, name: str, field: str) -> None:

@@ -11,14 +11,17 @@ import hmac
 import re
 from typing import TYPE_CHECKING
 
+from oscar import telemetry
 from oscar.auth.claims import refusal
 from oscar.core.platform import Platform
-from oscar.errors import Unauthorized
+from oscar.errors import Unauthorized, Unavailable
 from oscar.model.object import Credential
 from oscar.model.user import ADMIN, Caller, Entrance, Identity
 
 if TYPE_CHECKING:
     from oscar.auth.oidc import Oidc
+
+log = telemetry.get("users")
 
 _SERVICE_TOKEN = re.compile(r"[0-9a-f]{64}")
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="oscar", charset="UTF-8"'}
@@ -85,7 +88,12 @@ async def _provision(p: Platform, identity: Identity) -> None:
             f"log in by the issuer {speaks}",
             genuine=True,
         )
-    await p.buckets.credential_of(identity.subject)
+    try:
+        await p.buckets.credential_of(identity.subject)
+    except Unavailable as error:
+        # The object store is away: what doesn't need it goes on. The next request tries again.
+        log.warning("keys of a user are made later", error=error.message)
+        return
     p.provisioned[identity.subject] = identity.issuer
 
 

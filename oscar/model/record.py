@@ -23,7 +23,11 @@ from oscar.model.object import Object
 HOPS_METADATA = "oscar-hops"
 """User metadata of an object that a job wrote: how many functions in a row led to it."""
 
+PRODUCER_METADATA = "oscar-job"
+"""User metadata of such an object: the job that wrote it."""
+
 _HOPS_HEADER = f"x-amz-meta-{HOPS_METADATA}"
+_PRODUCER_HEADER = f"x-amz-meta-{PRODUCER_METADATA}"
 _REPLICATION_HEADER = "x-amz-replication-status"
 _KEY_BYTES = 1024
 _HOPS = re.compile(r"[0-9]{1,9}")
@@ -216,7 +220,47 @@ def event_key(service_id: str, record: Record) -> str | None:
     version = version or record.sequencer
     if not version:
         return None
-    parts = [service_id, record.bucket, record.key, version]
+    return _hashed(service_id, record.bucket, record.key, version)
+
+
+_NANOSECONDS = re.compile(r"1[0-9A-F]{15}")
+
+
+def written_at(record: Record) -> int | None:
+    """When the object of a MinIO's event was written, in Unix milliseconds, as a listing shows it.
+
+    MinIO's sequencer is the time of the object's last change in nanoseconds and hexadecimal digits, whatever reports it
+    and however often. None when it is something else.
+    """
+    if record.source is not Source.MINIO or not _NANOSECONDS.fullmatch(record.sequencer):
+        return None
+    return int(record.sequencer, 16) // 1_000_000
+
+
+def as_written(modified: int) -> str:
+    """The sequencer of an object that was found by listing: such as `written_at` reads."""
+    return f"{modified * 1_000_000:X}"
+
+
+def written_key(service_id: str, bucket: str, key: str, modified: int) -> str:
+    """What makes the report of an object and its place in a listing equal: service, bucket, key and millisecond.
+
+    What was written in between within that millisecond nobody can fetch any more, so it needs no job of its own.
+    """
+    return _hashed(service_id, bucket, key, f"at {modified}")
+
+
+def producer_key(service_id: str, bucket: str, key: str, job_id: str) -> str:
+    """What makes two outputs of one job equal: a stage-out that is repeated after a crash triggers nothing twice."""
+    return _hashed(service_id, bucket, key, f"by {job_id}")
+
+
+def producer(record: Record) -> str:
+    """The job that wrote the object; "" when that is not known."""
+    return record.metadata.get(_PRODUCER_HEADER) or record.metadata.get(PRODUCER_METADATA) or ""
+
+
+def _hashed(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -231,6 +275,10 @@ def is_replication(record: Record) -> bool:
 
 _WRITTEN = ("ObjectCreated:", "Replication:OperationCompleted", "Replication:OperationReplicated")
 
+_SETTINGS = frozenset(
+    f"ObjectCreated:{verb}" for verb in ("PutTagging", "DeleteTagging", "PutRetention", "PutLegalHold")
+)
+"""What MinIO counts as created although nothing of the body is new."""
 
 _PARTIAL = re.compile(r"\.oscar-[0-9a-f]{32}\.part")
 
@@ -262,7 +310,18 @@ def triggers(record: Record) -> bool:
     if is_premature(record) or record.key.endswith("/"):
         return False
     name = record.name.removeprefix("s3:")
-    return not name or name.startswith(_WRITTEN)
+    return not name or (name.startswith(_WRITTEN) and name not in _SETTINGS)
+
+
+def is_written(record: Record) -> bool:
+    """Whether a store reports that a file was written, a replica that is still to come elsewhere included.
+
+    For reports that are told apart by `written_key`: all of one object count as one, so the first may start a job.
+    """
+    if is_partial(record.key.rpartition("/")[2]) or record.key.endswith("/"):
+        return False
+    name = record.name.removeprefix("s3:")
+    return name.startswith(_WRITTEN) and name not in _SETTINGS
 
 
 def matches(folder: str, key: str) -> bool:

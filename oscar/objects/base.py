@@ -8,7 +8,7 @@ and this package never imports it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -120,6 +120,75 @@ class BucketAdmin(Protocol):
 
     async def credential_of(self, user: str) -> Credential:
         """The user's own key pair, made when absent."""
+
+
+class Upkeep(Protocol):
+    """The ability of a `BucketAdmin` whose store is a server of its own: what is derived there from our rows.
+
+    A store without it has nothing to derive: its rows are all there is. Errors: Unavailable, StorageError.
+    """
+
+    async def watch(self, bucket: str, *, wanted: bool) -> None:
+        """Have writes into the bucket reported to us, or no longer. Silent if the bucket is absent and not wanted."""
+
+    async def limit(self, owner: str) -> None:
+        """Have the buckets of an owner limited as his quota says now."""
+
+    async def user_of(self, access_key: str) -> str | None:
+        """The user of an access key, as events name who wrote; None when nobody of ours has it."""
+
+    async def metadata(self, bucket: str, key: str) -> tuple[Found, Mapping[str, str]]:
+        """The object with its user metadata, lower-case names. Raises ObjectNotFound, BucketNotFound."""
+
+    async def reconcile(self, watched: Collection[str]) -> None:
+        """Have the whole store as our rows say, and finish or undo what was left half-made.
+
+        Args:
+            watched: the buckets whose writes are to be reported; others are not.
+        """
+
+
+class BucketIndex(Protocol):
+    """The rows of buckets and key pairs when a server of its own holds the objects; see `ObjectIndex`."""
+
+    async def credential(self, access_key: str) -> Credential | None:
+        """The key pair of that access key."""
+
+    async def credential_of(self, user: str, *, admin: bool = False) -> Credential:
+        """The user's own key pair, made when absent."""
+
+    async def credentials(self) -> Sequence[Credential]:
+        """All key pairs."""
+
+    async def bucket(self, name: str) -> Bucket | None:
+        """The bucket, None when there is none."""
+
+    async def buckets(self) -> list[Bucket]:
+        """All buckets in name order."""
+
+    async def create_bucket(self, bucket: Bucket) -> bool:
+        """Insert; False when the name is taken. Raises QuotaExceeded: its owner may have no more buckets."""
+
+    async def adopt_bucket(self, bucket: Bucket) -> bool:
+        """Insert a bucket that is there already, whatever its owner's quota; False when its name has a row."""
+
+    async def replace_bucket(self, bucket: Bucket) -> None:
+        """Overwrite its settings. Raises BucketNotFound."""
+
+    async def delete_bucket(self, name: str, *, force: bool = False) -> list[str]:
+        """Remove the row. Raises BucketNotFound."""
+
+    async def usages(self) -> Mapping[str, Usage]:
+        """By name of all buckets: what they may hold, and where that limit comes from."""
+
+    async def begin_change(self, bucket: str) -> None:
+        """Note that the bucket is being made or removed in the store; durable on return."""
+
+    async def end_change(self, bucket: str) -> None:
+        """Note that this is over."""
+
+    async def changes(self, age: float) -> Sequence[str]:
+        """Buckets of such notes that are older than so many seconds: who made them is gone."""
 
 
 class ObjectIndex(Protocol):

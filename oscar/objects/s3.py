@@ -27,9 +27,9 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
-from oscar.errors import ObjectNotFound, OscarError, StorageError, StorageFull
+from oscar.errors import Forbidden, NoAnswer, NotFound, ObjectNotFound, OscarError, StorageError, StorageFull
 from oscar.model.object import Producer
-from oscar.model.record import HOPS_METADATA
+from oscar.model.record import HOPS_METADATA, PRODUCER_METADATA
 from oscar.objects.base import Found
 from oscar.objects.s3_calls import S3Calls, refusal
 from oscar.objects.s3_signing import Site, presign
@@ -45,6 +45,7 @@ PARTS = 9_000
 STALL = timedelta(minutes=5)
 """How long a connection may be silent; a slow line needs minutes for the parts that are under way."""
 
+_METADATA = "x-amz-meta-"
 _STATUS = re.compile(r"status code: (\d{3})[^:]*: (.*)", re.DOTALL)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _QUOTED = re.compile(r'"([^"\n]{1,200})"')
@@ -130,7 +131,11 @@ class S3Store:
         """Store the file under the key, atomically. Memory stays flat. A link at the path's end is refused."""
         attributes = {"Content-Type": content_type or "application/octet-stream"}
         if producer is not None:
+            there = await self._written_by(producer, bucket, key)
+            if there is not None:
+                return there
             attributes[HOPS_METADATA] = str(producer.hops)
+            attributes[PRODUCER_METADATA] = producer.job_id
         try:
             opened = await asyncio.to_thread(os.open, path, _READ)
         except OSError as error:
@@ -147,6 +152,27 @@ class S3Store:
             os.close(opened)
         modified = int(time.time() * 1000)
         return Found(key=key, size=status.st_size, etag=etag.strip('"'), modified=modified)
+
+    async def _written_by(self, producer: Producer, bucket: str, key: str) -> Found | None:
+        """What that job has stored under the key before; None when it hasn't, or when keys may only write."""
+        try:
+            found, metadata = await self.metadata(bucket, key)
+        except (NotFound, Forbidden):
+            return None
+        return found if metadata.get(PRODUCER_METADATA) == producer.job_id else None
+
+    async def metadata(self, bucket: str, key: str) -> tuple[Found, dict[str, str]]:
+        """The object with its user metadata, names in lower case.
+
+        Raises:
+            ObjectNotFound: also when there is no such bucket.
+        """
+        response = await self._calls.call("HEAD", bucket, key)
+        named = ((name.lower(), value) for name, value in response.headers.items())
+        metadata = {
+            name.removeprefix(_METADATA): value for name, value in named if name.startswith(_METADATA)
+        }
+        return _found(key, response), metadata
 
     async def stat(self, bucket: str, key: str) -> Found:
         """The object's size and tag."""
@@ -327,7 +353,7 @@ class S3Store:
         inner = debug.partition("inner:")[2]
         reasons = _QUOTED.findall(inner) or [" ".join(names) for names in _NESTED.findall(inner)]
         why = reasons[-1] if reasons else said.strip()
-        return StorageError(f"no answer from {self._site.host}: {why}")
+        return NoAnswer(f"no answer from {self._site.host}: {why}")
 
 
 def _found(key: str, response: httpx2.Response) -> Found:

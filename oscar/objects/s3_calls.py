@@ -21,6 +21,7 @@ import httpx2
 from oscar.errors import (
     BucketNotFound,
     Forbidden,
+    NoAnswer,
     ObjectNotFound,
     OscarError,
     StorageError,
@@ -38,6 +39,7 @@ MAX_DOCUMENT = 16 * 1024 * 1024
 _AGAIN = frozenset({429, 500, 502, 503, 504})
 _FORBIDDEN = frozenset({401, 403})
 _NOT_FOUND = 404
+_SERVER_ERROR = 500
 _CODE = re.compile(r"<Code>([^<]{1,100})</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]{1,500})</Message>")
 
@@ -62,7 +64,9 @@ def refusal(host: str, status: int, body: str, bucket: str, key: str = "") -> Os
     if name == "NoSuchKey" or status == _NOT_FOUND:
         return ObjectNotFound(f"there is no object {bucket}/{key} at {host}")
     words = f"{host} answered {status} to a request for {bucket}/{key}: {said}"
-    return Forbidden(words) if status in _FORBIDDEN else StorageError(words)
+    if status in _FORBIDDEN:
+        return Forbidden(words)
+    return NoAnswer(words) if status >= _SERVER_ERROR else StorageError(words)
 
 
 def _phrase(status: int) -> str:
@@ -94,6 +98,7 @@ class S3Calls:
         *,
         query: Sequence[tuple[str, str]] = (),
         body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
         ok: frozenset[int] = frozenset({200, 204}),
     ) -> httpx2.Response:
         """Make a call with a small body and read its answer.
@@ -104,8 +109,10 @@ class S3Calls:
 
         async def once() -> httpx2.Response:
             digest = hashlib.sha256(body).hexdigest()
-            headers = sign_headers(self.site, method, bucket, key, query=query, digest=digest)
-            request = self._request(method, bucket, key, query, headers, body)
+            signed = sign_headers(
+                self.site, method, bucket, key, query=query, headers=headers or {}, digest=digest
+            )
+            request = self._request(method, bucket, key, query, signed, body)
             return await self._client.send(request)
 
         response = await self._repeat(once)
@@ -203,7 +210,7 @@ class S3Calls:
             except httpx2.TransportError as error:
                 if not left:
                     words = str(error) or type(error).__name__
-                    raise StorageError(f"no answer from {self.site.host}: {words}") from error
+                    raise NoAnswer(f"no answer from {self.site.host}: {words}") from error
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             pause *= 2
         raise AssertionError("unreachable")

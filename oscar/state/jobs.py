@@ -13,11 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from oscar.errors import Conflict, JobNotFound
 from oscar.model.job import FINAL, TRANSITIONS, Job, JobState, NewJob, Verdict
 from oscar.model.quota import RESOURCES, Defaults, Resources, Room
 from oscar.state.direct import Direct
+from oscar.state.event_tables import past_events
 from oscar.state.job_rows import CALLBACK_PURPOSE, insert_jobs, plain_job, to_job
 from oscar.state.quotas import rooms
 from oscar.state.store import Store, now_ms
@@ -328,6 +330,14 @@ class Jobs:
             connection.execute(
                 deliveries.delete().where(deliveries.c.job_id.in_([job.id for job in removed]))
             )
+            # The event may come again, from a queue or by the sweep: it is not a new one for that.
+            insert = (sqlite.insert if self._store.is_sqlite else postgresql.insert)(past_events)
+            for job in removed:
+                if job.event_key:
+                    known = insert.values(event_key=job.event_key, time=now_ms())
+                    connection.execute(
+                        known.on_conflict_do_update(index_elements=["event_key"], set_={"time": now_ms()})
+                    )
             return removed
 
         return await self._store.write(work)

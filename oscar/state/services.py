@@ -137,10 +137,11 @@ class Services:
             if generation is None:
                 raise ServiceNotFound
             kept = {use.bucket for use in self._uses(connection, service_id) if use.created}
+            since = self._since(connection, service_id)
             connection.execute(service_inputs.delete().where(service_inputs.c.service_id == service_id))
             connection.execute(service_buckets.delete().where(service_buckets.c.service_id == service_id))
             merged = [BucketUse(use.bucket, use.created or use.bucket in kept) for use in buckets]
-            self._relate(connection, service_id, inputs, merged)
+            self._relate(connection, service_id, inputs, merged, since)
             return int(generation)
 
         return await self._store.write(work)
@@ -284,17 +285,26 @@ class Services:
         service_id: str,
         inputs: Sequence[tuple[str, str]],
         buckets: Sequence[BucketUse],
+        since: Mapping[tuple[str, str], int] | None = None,
     ) -> None:
-        if inputs:
-            rows = [
-                {"service_id": service_id, "bucket": bucket, "prefix": prefix} for bucket, prefix in inputs
-            ]
-            connection.execute(service_inputs.insert(), rows)
+        for bucket, prefix in inputs:
+            values = {"service_id": service_id, "bucket": bucket, "prefix": prefix}
+            known = (since or {}).get((bucket, prefix))
+            connection.execute(
+                service_inputs.insert().values(**values, since=now_ms() if known is None else known)
+            )
         if buckets:
             rows2 = [
                 {"service_id": service_id, "bucket": use.bucket, "created": use.created} for use in buckets
             ]
             connection.execute(service_buckets.insert(), rows2)
+
+    @staticmethod
+    def _since(connection: sa.Connection, service_id: str) -> dict[tuple[str, str], int]:
+        """Since when the service's inputs are looked at: the sweep goes on there when a definition changes."""
+        table = service_inputs.c
+        query = sa.select(table.bucket, table.prefix, table.since).where(table.service_id == service_id)
+        return {(row.bucket, row.prefix): row.since for row in connection.execute(query)}
 
     @staticmethod
     def _uses(connection: sa.Connection, service_id: str) -> list[BucketUse]:

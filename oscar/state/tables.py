@@ -96,6 +96,8 @@ service_inputs = Table(
     Column("service_id", ForeignKey("services.id", ondelete="CASCADE"), primary_key=True),
     Column("bucket", String(63), primary_key=True, index=True),
     Column("prefix", Key, primary_key=True),
+    # What was written before needs no look by the sweep: it was there before the input, or was seen.
+    Column("since", BigInteger, nullable=False, server_default="0"),
 )
 
 # Which buckets a service uses and which of them it created: what its deletion may take along.

@@ -30,6 +30,11 @@ class Users:
         new = self._insert(users).values(id=user, name=name, created=now_ms()).on_conflict_do_nothing()
         return bool(await self._store.write(lambda connection: connection.execute(new).rowcount))
 
+    async def name_of(self, user: str) -> str:
+        """The user's name for people; "" when it isn't known."""
+        query = sa.select(users.c.name).where(users.c.id == user)
+        return await self._store.read(lambda connection: connection.execute(query).scalar()) or ""
+
     async def admit(self, user: str, *, name: str, issuer: str, trusted: Collection[str]) -> str:
         """Have a row of an OIDC user; the issuer that speaks for him.
 
