@@ -308,6 +308,11 @@ CALLS += [
             Call(f"GET {path}", 400, params={"tail": "0"}, at="tail"),
         )
     ),
+    # Events of a MinIO; what its webhook takes is in tests/acceptance/test_minio.py
+    Call("POST /system/events/minio", 401, json={}, code="unauthorized"),
+    Call("GET /system/events/rejected", 200, check=lambda said: said == {"events": []}),
+    Call("GET /system/events/rejected", 400, params={"page": "x"}, code="bad_request", at="page"),
+    Call("GET /system/events/rejected", 400, params={"limit": "0"}, at="limit"),
     # Federation
     *(Call(f"GET {path}", 200, ONE, check=lambda said: said["topology"] == "none") for path in FEDERATION),
     *(Call(f"GET {path}", 404, NONE, code="service_not_found") for path in FEDERATION),
@@ -346,9 +351,12 @@ CALLS += [
     Call("DELETE /system/volumes/{volumeName}", 204, {"volumeName": "{volume}"}),
     Call("DELETE /system/volumes/{volumeName}", 404, {"volumeName": "none"}, code="volume_not_found"),
 ]
-NOT_ENABLED = {f"{method} {path}" for path in FEDERATION for method in ("POST", "PUT", "DELETE")}
-"""Routed, and refused to everybody in this release."""
-OPEN = {"GET /health"}
+NOT_ENABLED = {
+    "POST /system/events/minio",
+    *(f"{method} {path}" for path in FEDERATION for method in ("POST", "PUT", "DELETE")),
+}
+"""Routed, and refused to everybody: in this release, or with the built-in store."""
+OPEN = {"GET /health", "POST /system/events/minio"}
 """The second one is itself the question who may enter."""
 WITHOUT_INPUT = {
     *OPEN,
