@@ -357,7 +357,7 @@ NOT_ENABLED = {
 }
 """Routed, and refused to everybody: in this release, or with the built-in store."""
 OPEN = {"GET /health", "POST /system/events/minio"}
-"""The second one is itself the question who may enter."""
+"""The second one asks for a token of its own."""
 WITHOUT_INPUT = {
     *OPEN,
     "GET /system/info",
