@@ -63,11 +63,12 @@ class Server:
     folder: Path
     url: str
     process: subprocess.Popen[bytes]
+    host: str = "127.0.0.1"
 
     @property
     def endpoint(self) -> str:
         """Its address."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def blobs(self) -> Path:
@@ -91,17 +92,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(folder: Path, url: str | None = None, domain: str = "", reserve: int = 0) -> Server:
+def start(
+    folder: Path, url: str | None = None, domain: str = "", reserve: int = 0, host: str = "127.0.0.1"
+) -> Server:
     """Start a server on a folder and wait until it answers."""
     port = free_port()
     store = url or f"sqlite:///{folder}/oscar.db"
-    arguments = [sys.executable, "-m", "tests.s3_server", str(folder), str(port), store, domain, str(reserve)]
+    arguments = [
+        sys.executable,
+        "-m",
+        "tests.s3_server",
+        str(folder),
+        str(port),
+        store,
+        domain,
+        str(reserve),
+        host,
+    ]
     process = subprocess.Popen(arguments, cwd=Path(__file__).parent.parent)
-    server = Server(port, folder, store, process)
+    server = Server(port, folder, store, process, host)
     deadline = time.monotonic() + 60
     while True:
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            socket.create_connection((host, port), 1).close()
         except ConnectionRefusedError:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("the S3 server did not start") from None
@@ -111,9 +124,11 @@ def start(folder: Path, url: str | None = None, domain: str = "", reserve: int =
 
 
 @contextmanager
-def running(folder: Path, url: str | None = None, domain: str = "", reserve: int = 0) -> Iterator[Server]:
+def running(
+    folder: Path, url: str | None = None, domain: str = "", reserve: int = 0, host: str = "127.0.0.1"
+) -> Iterator[Server]:
     """A server for the length of a block."""
-    server = start(folder, url, domain, reserve)
+    server = start(folder, url, domain, reserve, host)
     try:
         yield server
     finally:
@@ -125,7 +140,7 @@ def main() -> None:
     """Be the server process."""
     import uvicorn
 
-    folder, port, url, domain, reserve = sys.argv[1:]
+    folder, port, url, domain, reserve, host = sys.argv[1:]
     store, index = open_index(url)
     asyncio.run(populate(index))
     blobs = Blobs(Path(folder) / "blobs", reserve=int(reserve))
@@ -140,7 +155,7 @@ def main() -> None:
     )
     uvicorn.run(
         app,
-        host="127.0.0.1",
+        host=host,
         port=int(port),
         log_level=os.environ.get("OSCAR_TEST_S3_LOG", "warning"),
         access_log=False,

@@ -15,10 +15,12 @@ from oscar.compute.local.engine import Facts
 from oscar.errors import EngineMissing
 from oscar.objects.base import ObjectStore
 from oscar.objects.s3 import S3Store
-from tests import computing, images, s3_server
+from tests import computing, images, pods, s3_server
+from tests.cluster.cluster import Cluster
 from tests.computing import Machine
 from tests.invoking import Street
 
+PODS = pytest.param("kubernetes", marks=pytest.mark.real)
 CONTAINERS = [pytest.param(name, marks=pytest.mark.containers) for name in ("podman", "docker")]
 
 
@@ -93,6 +95,14 @@ def machine(
 
 
 @pytest.fixture
+def site(kubernetes: Cluster) -> pods.Site:
+    """A real cluster, with an installation of its own."""
+    return pods.Site(kubernetes.kubeconfig, kubernetes.host)
+
+
+@pytest.fixture
 def street(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Street:
     """The engine that the test is parametrized with, for warm workers."""
+    if request.param == "kubernetes":
+        return pods.PodStreet(request.getfixturevalue("site"), tmp_path)
     return Street(request.param, tmp_path, None if request.param == "process" else tools.get(request.param))

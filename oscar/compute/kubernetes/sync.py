@@ -65,7 +65,7 @@ class PodInvokes:
         """
         limits = limits or Limits()
         self._limits = replace(
-            limits, patience=max(limits.patience, PATIENT_S), workers=limits.workers or MOST
+            limits, patience=max(limits.patience, PATIENT_S), doubling=True, workers=limits.workers or MOST
         )
         self._cluster = cluster
         self._names = names

@@ -15,6 +15,7 @@ from importlib import resources as package
 from typing import Any
 
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, SECRET
+from oscar.compute.kubernetes.manifests import pull_secrets, resources, security
 from oscar.compute.kubernetes.names import DEFINITION, Names, service_object
 from oscar.model.secrets import without_secrets
 from oscar.model.service import Service
@@ -35,6 +36,13 @@ PORT = 8090
 SHARED = "/oscar/work"
 CONFIG = "/oscar/config"
 _OURS = "/run/oscar"
+_SERVE = f"""\
+trap 'kill -TERM $child' TERM
+python3 -m oscar.supervisor serve --folder={SHARED} --config={_OURS} --port={PORT} --log-limit={{log_limit}} &
+child=$!
+wait $child
+wait $child"""
+"""SIGTERM is lost on a first process without a handler, as Python is in its first moments: so a shell is the first."""
 _FOR_USER = ("script.sh", "function_config.yaml", "worker.sh", "environment")
 _FOR_SIDECAR = ("service.json", "key")
 
@@ -178,16 +186,7 @@ def sidecar_container(sidecar: Sidecar) -> Body:
     return {
         "name": SIDECAR,
         "image": sidecar.image,
-        "command": [
-            "python3",
-            "-m",
-            "oscar.supervisor",
-            "serve",
-            f"--folder={SHARED}",
-            f"--config={_OURS}",
-            f"--port={PORT}",
-            f"--log-limit={sidecar.log_limit}",
-        ],
+        "command": ["/bin/sh", "-c", _SERVE.format(log_limit=sidecar.log_limit)],
         "ports": [{"containerPort": PORT}],
         "readinessProbe": {"httpGet": {"path": "/ready", "port": PORT}, "periodSeconds": 5},
         "resources": {
@@ -228,30 +227,3 @@ def user_container(service: Service) -> Body:
             {"name": "config", "mountPath": CONFIG, "readOnly": True},
         ],
     }
-
-
-def resources(service: Service) -> Body:
-    """What the user's container needs: limits, which are its requests too."""
-    limits: Body = {"cpu": service.cpu, "memory": service.memory}
-    if service.enable_gpu:
-        limits["nvidia.com/gpu"] = "1"
-    if service.enable_sgx:
-        limits["sgx.intel.com/enclave"] = "1"
-    requests = {"cpu": service.cpu, "memory": service.memory}
-    if service.ephemeral_storage_request:
-        requests["ephemeral-storage"] = service.ephemeral_storage_request
-    return {"limits": limits, "requests": requests}
-
-
-def security(service: Service) -> Body:
-    """What beyond the default the user's container may."""
-    if service.enable_sgx:
-        return {"securityContext": {"capabilities": {"add": ["SYS_RAWIO"]}}}
-    return {}
-
-
-def pull_secrets(service: Service) -> Body:
-    """The Secrets with which the image is pulled."""
-    if not service.image_pull_secrets:
-        return {}
-    return {"imagePullSecrets": [{"name": name} for name in service.image_pull_secrets]}
