@@ -16,7 +16,6 @@ from pathlib import Path
 
 import uvloop
 
-from oscar.compute.base import Run
 from oscar.compute.crew import Limits
 from oscar.compute.kubernetes import kinds
 from oscar.compute.kubernetes.cluster import Cluster, config
@@ -109,7 +108,7 @@ async def open_pods(
     cluster = site.cluster()
     limits = limits or Limits()
 
-    async def own_store(_run: Run) -> MinIOProvider:
+    async def own_store(_user: str) -> MinIOProvider:
         assert own is not None, "the service has inputs or outputs"
         return own
 
@@ -139,14 +138,23 @@ async def open_pods(
 
 
 @asynccontextmanager
-async def open_exposes(site: Site, *, drain: float, way: Way | None = None) -> AsyncIterator[PodExposes]:
+async def open_exposes(
+    site: Site, *, drain: float, way: Way | None = None, own: MinIOProvider | None = None
+) -> AsyncIterator[PodExposes]:
     """An engine for exposed services for the length of a block; what it keeps goes on after it."""
     cluster = site.cluster()
+
+    async def own_store(_user: str) -> MinIOProvider:
+        assert own is not None, "the service has a mount"
+        return own
+
     exposes = PodExposes(
         cluster,
         site.names,
         lambda owner: site.ensure(cluster, owner),
         Routes(cluster, site.names, way or Way()),
+        own_store,
+        image=SERVER,
         drain=drain,
     )
     await exposes.start()

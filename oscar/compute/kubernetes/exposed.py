@@ -19,14 +19,16 @@ from oscar import telemetry
 from oscar.compute.base import Deployment, DeploymentState, Exposure, LogLine, Replica
 from oscar.compute.kubernetes import exposed_manifests as manifests
 from oscar.compute.kubernetes import exposed_state as states
+from oscar.compute.kubernetes.attachments import mount_of, secret_data
 from oscar.compute.kubernetes.cluster import Body, Changed, Cluster, ClusterError, Gone, Listed
-from oscar.compute.kubernetes.exposed_manifests import EXPOSED, OWNER_ID, USER, Named
+from oscar.compute.kubernetes.exposed_manifests import EXPOSED, OWNER_ID, USER, Extras, Named
 from oscar.compute.kubernetes.kinds import AUTOSCALER, DEPLOYMENT, POD, SECRET, SERVICE, Kind
 from oscar.compute.kubernetes.names import SERVICE as SERVICE_LABEL
 from oscar.compute.kubernetes.names import Names, digest
 from oscar.compute.kubernetes.routes import Routes
 from oscar.errors import OscarError, RunNotFound
 from oscar.model.service import Service
+from oscar.model.storage import MinIOProvider
 
 _GONE_S = 60.0
 _LOG_TAIL = 10_000
@@ -57,8 +59,11 @@ class PodExposes:
         names: Names,
         ensure: Callable[[str], Awaitable[str]],
         routes: Routes,
+        own_store: Callable[[str], Awaitable[MinIOProvider]],
         *,
+        image: str,
         drain: float = 60.0,
+        verify: bool = True,
     ) -> None:
         """Make it inside the event loop; nothing happens before `start`.
 
@@ -67,12 +72,18 @@ class PodExposes:
             names: of the installation.
             ensure: makes an owner's namespace ready; its name.
             routes: the ways to services past our own proxy.
+            own_store: by a user's name, the platform's store with his keys, as pods reach it.
+            image: of the server, which mounts.
             drain: seconds that requests under way may take when their pod is to end.
+            verify: whether the own store's certificate is checked.
         """
         self._cluster = cluster
         self._names = names
         self._ensure = ensure
         self._routes = routes
+        self._own_store = own_store
+        self._image = image
+        self._verify = verify
         self._drain = round(drain)
         self._known: dict[tuple[str, str], Shown] = defaultdict(Shown)
         """By digest of the owner, and name of the service."""
@@ -119,8 +130,12 @@ class PodExposes:
         service, expose = exposure.service, exposure.service.expose
         namespace = await self._ensure(service.owner)
         names, named = self._names, Named.of(service.name)
-        await self._cluster.apply(SECRET, manifests.secret(names, service, namespace))
-        body = manifests.deployment(names, service, namespace, restarts=exposure.restarts, drain=self._drain)
+        mounted = secret_data(await mount_of(service, self._own_store))
+        extras = Extras(self._image, mounted, self._verify)
+        await self._cluster.apply(SECRET, manifests.secret(names, service, namespace, mounted))
+        body = manifests.deployment(
+            names, service, namespace, extras, restarts=exposure.restarts, drain=self._drain
+        )
         there = await self._cluster.apply(DEPLOYMENT, body)
         await self._cluster.apply(SERVICE, manifests.cluster_service(names, service, namespace))
         scales = not exposure.stopped and expose.max_scale > expose.min_scale

@@ -8,10 +8,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from oscar.compute.kubernetes.attachments import attached
 from oscar.compute.kubernetes.kinds import AUTOSCALER, DEPLOYMENT, SECRET, SERVICE
 from oscar.compute.kubernetes.manifests import (
     node_variable,
@@ -55,6 +57,16 @@ class Named:
         return cls(*(service_object(name, end) for end in ("dlp", "svc", "hpa", "ing", "auth-expose")))
 
 
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a mount needs; see `attachments`."""
+
+    image: str
+    """Of the server."""
+    mounted: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    verify: bool = True
+
+
 def variables(service: Service) -> dict[str, str]:
     """The environment of its server."""
     ports = service.expose.api_port
@@ -63,13 +75,13 @@ def variables(service: Service) -> dict[str, str]:
     return {**own, **told, "OSCAR_BIND_ADDRESS": "0.0.0.0"}  # noqa: S104 - of the pod alone
 
 
-def secret(names: Names, service: Service, namespace: str) -> Body:
-    """The Secret with its variables, script and definition."""
+def secret(names: Names, service: Service, namespace: str, mounted: Mapping[str, bytes]) -> Body:
+    """The Secret with its variables, script and definition, and what its mount needs."""
     files = {
         "script.sh": service.script.encode("utf-8", "surrogateescape"),
         "function_config.yaml": function_config(service).encode(),
     }
-    data = secret_data(variables(service)) | files
+    data = {**secret_data(variables(service)), **files, **mounted}
     return {
         **SECRET.head,
         "metadata": _metadata(names, service, namespace, Named.of(service.name).deployment),
@@ -78,20 +90,30 @@ def secret(names: Names, service: Service, namespace: str) -> Body:
     }
 
 
-def deployment(names: Names, service: Service, namespace: str, *, restarts: int, drain: int) -> Body:
+def deployment(
+    names: Names, service: Service, namespace: str, extras: Extras, *, restarts: int, drain: int
+) -> Body:
     """The Deployment, without its number of replicas, which is the autoscaler's.
 
     Args:
         names: of the installation.
         service: with its secrets.
         namespace: of its owner.
+        extras: what its mount needs.
         restarts: another number has all pods replaced.
         drain: seconds that requests may go on at a pod that is to end.
     """
     name = Named.of(service.name).deployment
     labels = names.service_labels(EXPOSED, service) | {"app": f"oscar-svc-exp-{service.name}"}
     stamp = hashlib.sha256(
-        json.dumps([sorted(variables(service).items()), service.script, function_config(service)]).encode()
+        json.dumps(
+            [
+                sorted(variables(service).items()),
+                service.script,
+                function_config(service),
+                sorted((name, hashlib.sha256(value).hexdigest()) for name, value in extras.mounted.items()),
+            ]
+        ).encode()
     ).hexdigest()
     return {
         **DEPLOYMENT.head,
@@ -112,7 +134,15 @@ def deployment(names: Names, service: Service, namespace: str, *, restarts: int,
                         RESTARTS: str(restarts),
                     },
                 },
-                "spec": _pod_spec(service, name, drain),
+                "spec": attached(
+                    _pod_spec(service, name, drain),
+                    service,
+                    user=USER,
+                    secret=name,
+                    data=extras.mounted,
+                    image=extras.image,
+                    verify=extras.verify,
+                ),
             },
         },
     }

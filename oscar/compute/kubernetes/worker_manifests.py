@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from importlib import resources as package
 from typing import Any
 
+from oscar.compute.kubernetes.attachments import CACHE, CACHE_AT, attached
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, SECRET
 from oscar.compute.kubernetes.manifests import pull_secrets, resources, security
 from oscar.compute.kubernetes.names import DEFINITION, Names, service_object
@@ -38,7 +39,7 @@ CONFIG = "/oscar/config"
 _OURS = "/run/oscar"
 _SERVE = f"""\
 trap 'kill -TERM $child' TERM
-python3 -m oscar.supervisor serve --folder={SHARED} --config={_OURS} --port={PORT} --log-limit={{log_limit}} &
+python3 -m oscar.supervisor serve --folder={SHARED} --config={_OURS} --port={PORT} --log-limit={{log_limit}}{{mount}} &
 child=$!
 wait $child
 wait $child"""
@@ -57,6 +58,8 @@ class Kit:
     image: str
     digest: str
     """Of all that the pod is made from."""
+    mounted: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """Variables of the service's mount, with its keys; see `attachments`."""
 
     @property
     def name(self) -> str:
@@ -75,20 +78,25 @@ class Sidecar:
     log_limit: int = 64 * 1024 * 1024
     grace: int = 330
     """Seconds that a request under way gets when its pod is to end."""
+    verify: bool = True
+    """Whether the certificate of the platform's own store is checked."""
 
 
-def kit_of(service: Service, namespace: str, sidecar: Sidecar, extra: Mapping[str, Any] | None = None) -> Kit:
+def kit_of(
+    service: Service, namespace: str, sidecar: Sidecar, mounted: Mapping[str, bytes] | None = None
+) -> Kit:
     """The kit of a definition with its secrets.
 
     Args:
         service: the definition.
         namespace: of its owner.
         sidecar: the other container.
-        extra: volumes of the service, see `volumes`.
+        mounted: variables of the service's mount.
     """
-    parts = [function_config(service), sorted(service_environment(service).items()), sidecar.image, extra]
+    keys = [(name, hashlib.sha256(value).hexdigest()) for name, value in sorted((mounted or {}).items())]
+    parts = [function_config(service), sorted(service_environment(service).items()), sidecar.image, keys]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return Kit(service, namespace, service.image, digest)
+    return Kit(service, namespace, service.image, digest, mounted or {})
 
 
 def files(kit: Kit, key: bytes) -> dict[str, bytes]:
@@ -119,7 +127,10 @@ def secret(names: Names, kit: Kit, name: str, key: bytes, *, slot: str) -> Body:
             "labels": names.labels(WORKER, kit.service.owner) | {SET: name, SLOT: slot},
         },
         "type": "Opaque",
-        "data": {path: base64.b64encode(content).decode() for path, content in files(kit, key).items()},
+        "data": {
+            path: base64.b64encode(content).decode()
+            for path, content in {**files(kit, key), **kit.mounted}.items()
+        },
     }
 
 
@@ -155,12 +166,12 @@ def deployment(names: Names, kit: Kit, name: str, sidecar: Sidecar, *, replicas:
 def pod_spec(kit: Kit, secret: str, sidecar: Sidecar) -> Body:
     """The pod of a worker."""
     service = kit.service
-    return {
+    spec: Body = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": sidecar.grace,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [sidecar_container(sidecar), user_container(service)],
+        "containers": [sidecar_container(sidecar, mounts=service.mount is not None), user_container(service)],
         "volumes": [
             {"name": "work", "emptyDir": {}},
             _files_volume("config", secret, _FOR_USER, 0o444),
@@ -168,6 +179,9 @@ def pod_spec(kit: Kit, secret: str, sidecar: Sidecar) -> Body:
         ],
         **pull_secrets(service),
     }
+    return attached(
+        spec, service, user=USER, secret=secret, data=kit.mounted, image=sidecar.image, verify=sidecar.verify
+    )
 
 
 def _files_volume(name: str, secret: str, paths: tuple[str, ...], mode: int) -> Body:
@@ -181,12 +195,19 @@ def _files_volume(name: str, secret: str, paths: tuple[str, ...], mode: int) -> 
     }
 
 
-def sidecar_container(sidecar: Sidecar) -> Body:
-    """Our container. It is root, without root's other powers, to read what the user of any image wrote."""
+def sidecar_container(sidecar: Sidecar, *, mounts: bool) -> Body:
+    """Our container. It is root, without root's other powers, to read what the user of any image wrote.
+
+    Args:
+        sidecar: what it is.
+        mounts: whether the service has a mount, whose files it waits for.
+    """
+    cache = [{"name": CACHE, "mountPath": CACHE_AT, "readOnly": True}] if mounts else []
+    serve = _SERVE.format(log_limit=sidecar.log_limit, mount=f" --mount-cache={CACHE_AT}" if mounts else "")
     return {
         "name": SIDECAR,
         "image": sidecar.image,
-        "command": ["/bin/sh", "-c", _SERVE.format(log_limit=sidecar.log_limit)],
+        "command": ["/bin/sh", "-c", serve],
         "ports": [{"containerPort": PORT}],
         "readinessProbe": {"httpGet": {"path": "/ready", "port": PORT}, "periodSeconds": 5},
         "resources": {
@@ -202,6 +223,7 @@ def sidecar_container(sidecar: Sidecar) -> Body:
         "volumeMounts": [
             {"name": "work", "mountPath": SHARED},
             {"name": "worker", "mountPath": _OURS, "readOnly": True},
+            *cache,
         ],
     }
 
