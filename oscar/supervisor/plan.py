@@ -38,6 +38,9 @@ LARGEST_EVENT = 64 * 1024
 HIDDEN = "hidden"
 """Stands in definitions for keys of the own store."""
 
+DELEGATION_SECRET = "refresh_token"  # noqa: S105 - its name
+"""The secret with which the platform itself speaks for the owner (federation); no script gets it."""
+
 _ORIGIN_ANNOTATION = "oscar.grycap/origin-cluster"
 _PARAMETER = "CONT_VAR_"
 _NAME_BYTES = 255
@@ -173,7 +176,10 @@ def service_environment(service: Service) -> dict[str, str]:
 
     A user's variable can't take the place of a reserved one, even where that is not set.
     """
-    users = {**service.environment.variables, **service.environment.secrets}
+    secrets = {
+        name: value for name, value in service.environment.secrets.items() if name != DELEGATION_SECRET
+    }
+    users = {**service.environment.variables, **secrets}
     exposed = f"/system/services/{service.name}/exposed" if service.expose.active else ""
     return {
         **{name: value for name, value in users.items() if name not in RESERVED_ENVIRONMENT},

@@ -104,14 +104,15 @@ def files(kit: Kit, key: bytes) -> dict[str, bytes]:
     service = kit.service
     shown = without_secrets(service)
     # The sidecar has the variables of the service to tell them from those of a call.
-    known = shown.model_copy(
-        update={"environment": service.environment, "token": service.token, "script": ""}
-    )
+    variables = service_environment(service)
+    secrets = {name: value for name, value in service.environment.secrets.items() if name in variables}
+    environment = service.environment.model_copy(update={"secrets": secrets})
+    known = shown.model_copy(update={"environment": environment, "token": service.token, "script": ""})
     return {
         "script.sh": service.script.encode("utf-8", "surrogateescape"),
         "function_config.yaml": function_config(service).encode(),
         "worker.sh": package.files("oscar.supervisor").joinpath("worker.sh").read_bytes(),
-        "environment": exports(service_environment(service)),
+        "environment": exports(variables),
         "service.json": known.model_dump_json().encode(),
         "key": key,
     }
