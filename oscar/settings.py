@@ -189,8 +189,10 @@ class Settings(BaseSettings):
     )
 
     # Engine
-    engine: Literal["auto", "podman", "docker", "process"] = _env(
-        "OSCAR_ENGINE", "auto", "What runs functions; auto takes podman, docker, else processes"
+    engine: Literal["auto", "podman", "docker", "process", "kubernetes"] = _env(
+        "OSCAR_ENGINE",
+        "auto",
+        "What runs functions; auto takes podman, docker, else processes; kubernetes is never taken unasked",
     )
     unsafe_process: bool = _env(
         "OSCAR_UNSAFE_PROCESS", False, "Let the process engine run scripts without a sandbox"
@@ -198,7 +200,7 @@ class Settings(BaseSettings):
     max_running: int = _env(
         "OSCAR_MAX_RUNNING_JOBS",
         0,
-        "Jobs that run at once over all services; 0: twice the cores, at least 4",
+        "Jobs that run at once over all services; 0: twice the cores, at least 4; on Kubernetes 1000",
         ge=0,
     )
     max_workers: int = _env(
@@ -210,6 +212,26 @@ class Settings(BaseSettings):
     worker_queue: int = _env("OSCAR_WORKER_QUEUE", 100, "Synchronous calls that may wait per service", ge=0)
     worker_wait: float = _env(
         "OSCAR_WORKER_WAIT_SECONDS", 60, "Seconds that a synchronous call may wait", ge=0
+    )
+
+    # Kubernetes
+    kubeconfig: Path | None = _env(
+        "KUBECONFIG", None, "The way to the cluster; the pod's service account when empty (Kubernetes)"
+    )
+    image: str = _env(
+        "OSCAR_IMAGE",
+        "",
+        "This server's own image, which the containers beside a user's run (Kubernetes)",
+    )
+    kueue: bool = _env(
+        "KUEUE_ENABLE", True, "Have Kueue queue the jobs of users, where the cluster has it (Kubernetes)"
+    )
+    yunikorn: bool = _env("YUNIKORN_ENABLE", False, "Have YuniKorn schedule jobs (Kubernetes)")
+    waiting_runs: int = _env(
+        "OSCAR_MAX_WAITING_RUNS",
+        32,
+        "Runs that may wait for a place in the cluster; the rest waits here (Kubernetes)",
+        ge=1,
     )
 
     # Managed volumes
@@ -366,7 +388,9 @@ class Settings(BaseSettings):
 
     @property
     def running_limit(self) -> int:
-        """Jobs that may run at once."""
+        """Jobs that may run at once; on Kubernetes the cluster says how many, by what it has no place for."""
+        if self.engine == "kubernetes":
+            return self.max_running or 1000
         return self.max_running or max(4, 2 * self.cores)
 
     @property

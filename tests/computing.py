@@ -16,12 +16,22 @@ from typing import Any
 
 from oscar.compute.base import Compute, LogLine, Phase, Run, RunState
 from oscar.compute.fake import FakeCompute, World
+from oscar.compute.kubernetes.backend import KubernetesCompute, Options, installation_bucket
+from oscar.compute.kubernetes.cluster import Cluster, config
+from oscar.compute.kubernetes.kinds import NAMESPACE
+from oscar.compute.kubernetes.launch import Launcher, Wares
+from oscar.compute.kubernetes.logs import Logs
+from oscar.compute.kubernetes.manifests import Staging
+from oscar.compute.kubernetes.names import Names
+from oscar.compute.kubernetes.tenancy import Tenancy
 from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.containers import Containers
 from oscar.compute.local.engine import Engine, Facts
 from oscar.compute.local.processes import Processes
 from oscar.model.job import run_name
+from oscar.model.quota import Limits
 from oscar.model.service import Service
+from oscar.model.storage import MinIOProvider
 from oscar.objects.base import ObjectStore
 
 BUCKET = "private"
@@ -33,6 +43,7 @@ class Server:
 
     compute: Compute
     image: str
+    cpu: str = "1"
     seen: dict[str, list[RunState]] = field(default_factory=dict)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -67,7 +78,7 @@ class Server:
                 "name": "hello",
                 "image": self.image,
                 "script": script,
-                "cpu": "1",
+                "cpu": self.cpu,
                 "memory": "256Mi",
                 **fields,
             }
@@ -99,7 +110,9 @@ class Machine:
     folder: Path
     engine: str
     user_image: str = ""
-    _dropped: list[LocalCompute] = field(default_factory=list)
+    cpu: str = "1"
+    missing: str = "localhost/missing:1"
+    """An image that can't be had."""
 
     @property
     def is_real(self) -> bool:
@@ -115,7 +128,7 @@ class Machine:
         before = asyncio.all_tasks()
         compute = await self.make()
         await compute.start()
-        server = Server(compute, self.image)
+        server = Server(compute, self.image, self.cpu)
         watching = asyncio.create_task(server.watch())
         await asyncio.sleep(0)
         try:
@@ -125,12 +138,11 @@ class Machine:
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
             if drop and isinstance(compute, LocalCompute):
-                theirs = asyncio.all_tasks() - before - {asyncio.current_task()}
-                for task in theirs:
-                    task.cancel()
-                if theirs:
-                    await asyncio.wait(theirs)
+                await _take_away(before)
                 await compute.engine.close()
+            elif drop and isinstance(compute, KubernetesCompute):
+                await _take_away(before)
+                await compute.cluster.close()
             else:
                 await compute.stop()
 
@@ -141,6 +153,24 @@ class Machine:
             for name in await compute.engine.names():
                 await compute.engine.remove(name)
             await compute.engine.close()
+        elif isinstance(compute, KubernetesCompute):
+            await clean_cluster(compute)
+
+
+async def _take_away(before: set[asyncio.Task[Any]]) -> None:
+    """End all tasks that are new, without their knowing why."""
+    theirs = asyncio.all_tasks() - before - {asyncio.current_task()}
+    for task in theirs:
+        task.cancel()
+    if theirs:
+        await asyncio.wait(theirs)
+
+
+async def clean_cluster(compute: KubernetesCompute) -> None:
+    """Remove all that an installation has made in its cluster; the rest of it goes in the background."""
+    for item in await compute.cluster.items(NAMESPACE, labels=compute.names.selector()):
+        await compute.cluster.delete(NAMESPACE, item["metadata"]["name"])
+    await compute.cluster.close()
 
 
 def fake(store: ObjectStore, folder: Path) -> Machine:
@@ -178,3 +208,50 @@ def local(
         return LocalCompute(made, folder, store, chosen=True)
 
     return Machine(make, image, store, folder, engine, user_image)
+
+
+SERVER_IMAGE = os.environ.get("OSCAR_TEST_SERVER_IMAGE", "localhost/oscar-test/server:dev")
+BUSYBOX = "localhost/oscar-test/busybox:1"
+USER_1001 = "localhost/oscar-test/user-1001:1"
+
+
+def kubernetes(
+    kubeconfig: Path,
+    store: ObjectStore,
+    own: Callable[[str], MinIOProvider],
+    folder: Path,
+    *,
+    limits: Limits | None = None,
+    kueue: bool = False,
+    installation: str = "",
+) -> Machine:
+    """A cluster, with an installation of its own.
+
+    Args:
+        kubeconfig: an administrator's.
+        store: the own store as this machine reaches it.
+        own: by user: the same as pods reach it, with his keys.
+        folder: for files in passing.
+        limits: of every tenant.
+        kueue: have Kueue queue the jobs.
+        installation: an id; a new one when empty.
+    """
+    installation = installation or f"test-{uuid.uuid4().hex[:8]}"
+    names = Names(installation, f"oscar-{installation}")
+
+    async def keys(user: str) -> MinIOProvider:
+        return own(user)
+
+    async def quota(_: str) -> Limits:
+        return limits or Limits()
+
+    async def make() -> KubernetesCompute:
+        cluster = Cluster(config(kubeconfig))
+        tenancy = Tenancy(cluster, names, quota, "oscar")
+        staging = Staging(SERVER_IMAGE)
+        bucket = installation_bucket(installation)
+        logs = Logs(store, bucket, folder / "logs")
+        launcher = Launcher(cluster, names, tenancy, Wares(store, bucket, folder, keys), staging)
+        return KubernetesCompute(cluster, names, tenancy, launcher, logs, Options(staging, kueue=kueue))
+
+    return Machine(make, BUSYBOX, store, folder, "kubernetes", USER_1001, cpu="100m")

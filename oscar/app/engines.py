@@ -11,8 +11,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from oscar import telemetry
-from oscar.compute.base import Compute, Exposes, HasVolumes, Invokes
+from oscar.compute.base import (
+    Compute,
+    Exposes,
+    HasNodes,
+    HasQuotas,
+    HasVolumes,
+    Invokes,
+    Paces,
+    Reconciles,
+)
 from oscar.errors import EngineMissing
+from oscar.model.quota import Limits
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import ObjectStore
 from oscar.settings import Settings
@@ -28,6 +38,10 @@ class Engine:
     invokes: Invokes | None = None
     holds: HasVolumes | None = None
     exposes: Exposes | None = None
+    paces: Paces | None = None
+    nodes: HasNodes | None = None
+    quotas: HasQuotas | None = None
+    reconciles: Reconciles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +54,10 @@ class Ground:
     """The platform's own store, with all rights."""
     own_store: Callable[[str], Awaitable[MinIOProvider]]
     """By a user's name: the own store for programs beside this server, with his keys."""
+    limits: Callable[[str], Awaitable[Limits]]
+    """By a user's name: what holds for him."""
+    inside: str
+    """The own store's address for what this server starts."""
 
 
 async def start(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
@@ -52,6 +70,8 @@ async def start(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
     Raises:
         EngineMissing: there is none; naming what is missing.
     """
+    if ground.settings.engine == "kubernetes":
+        return await _kubernetes(ground, stack)
     return await _local(ground, stack)
 
 
@@ -102,3 +122,50 @@ async def _local(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
     stack.push_async_callback(exposes.stop)
     await exposes.start()
     return Engine(compute=local, invokes=local, holds=local, exposes=exposes)
+
+
+async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
+    """A cluster as an engine."""
+    from oscar.compute.kubernetes.backend import KubernetesCompute, Options, installation_bucket
+    from oscar.compute.kubernetes.cluster import Cluster, config
+    from oscar.compute.kubernetes.launch import Launcher, Wares
+    from oscar.compute.kubernetes.logs import Logs
+    from oscar.compute.kubernetes.manifests import Staging
+    from oscar.compute.kubernetes.names import Names
+    from oscar.compute.kubernetes.tenancy import Tenancy
+
+    settings = ground.settings
+    if not settings.image:
+        raise EngineMissing(
+            "The image of the containers beside a user's is not known",
+            field="OSCAR_IMAGE",
+            fix="name this server's own image, as the nodes of the cluster can pull it",
+        )
+
+    async def own_store(user: str) -> MinIOProvider:
+        return (await ground.own_store(user)).model_copy(update={"endpoint": ground.inside})
+
+    names = Names(ground.installation, settings.services_namespace)
+    staging = Staging(settings.image)
+    bucket = installation_bucket(ground.installation)
+    folder = settings.data / "kubernetes"
+    cluster = Cluster(config(settings.kubeconfig))
+    tenancy = Tenancy(cluster, names, ground.limits, settings.namespace)
+    launcher = Launcher(
+        cluster,
+        names,
+        tenancy,
+        Wares(ground.objects, bucket, folder, own_store),
+        staging,
+        scheduler="yunikorn" if settings.yunikorn else "",
+    )
+    compute = KubernetesCompute(
+        cluster,
+        names,
+        tenancy,
+        launcher,
+        Logs(ground.objects, bucket, folder),
+        Options(staging, kueue=settings.kueue, waiting=settings.waiting_runs),
+    )
+    await begin(compute, stack)
+    return Engine(compute=compute, paces=compute, nodes=compute, quotas=compute, reconciles=compute)

@@ -154,7 +154,15 @@ async def _engine(opened: Opened, given: Compute | None, stack: contextlib.Async
     if given is not None:
         await engines.begin(given, stack)
         return Engine(given)
-    ground = Ground(opened.settings, opened.installation, opened.own.objects, opened.own.provider_for)
+    quotas = Quotas(opened.store, opened.settings.quota_defaults)
+    ground = Ground(
+        opened.settings,
+        opened.installation,
+        opened.own.objects,
+        opened.own.provider_for,
+        quotas.limits,
+        opened.own.inside,
+    )
     return await engines.start(ground, stack)
 
 
@@ -183,6 +191,10 @@ def _platform(
         holds=engine.holds,
         exposures=Exposures(store),
         exposes=engine.exposes,
+        paces=engine.paces,
+        nodes=engine.nodes,
+        keeps_quotas=engine.quotas,
+        reconciles=engine.reconciles,
         quotas=Quotas(store, settings.quota_defaults),
         config=Configuration(store),
         store=opened.own.provider,

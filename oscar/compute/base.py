@@ -16,6 +16,7 @@ from typing import Protocol
 
 from oscar.errors import BadRequest, BucketNotFound, ObjectNotFound, OscarError, QuotaExceeded
 from oscar.model.job import Trouble
+from oscar.model.node import Node
 from oscar.model.service import Service
 
 
@@ -313,6 +314,53 @@ class Exposes(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How many more runs an engine would begin now."""
+
+    room: int
+    """So many more over all."""
+    full: frozenset[str] = frozenset()
+    """Owners of whose runs it holds back enough already."""
+
+
+class Paces(Protocol):
+    """The ability to say how much it would begin now: the rest waits in the queue, where it can be changed."""
+
+    def pace(self) -> Pace:
+        """How much; answers at once."""
+
+
+class HasNodes(Protocol):
+    """The ability to run on several machines."""
+
+    async def nodes(self) -> Sequence[Node]:
+        """All machines of the engine, with what they have and what is taken of it."""
+
+    def version(self) -> str:
+        """Of the cluster."""
+
+
+class HasQuotas(Protocol):
+    """The ability to keep what an owner's things take together within his quota."""
+
+    async def quota_changed(self, owner: str) -> None:
+        """Another quota holds for the owner: the engine asks for it again and keeps to it."""
+
+
+class Reconciles(Protocol):
+    """The ability to have its things deleted or changed behind its back, and to put them right."""
+
+    async def reconcile(self, known: Collection[tuple[str, str]]) -> None:
+        """Put back what is missing of the services that were applied, and remove what belongs to none of this list.
+
+        Only what this installation made is removed.
+
+        Args:
+            known: owner and name of each service that exists.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeUsage:
     """What lies in a volume, in bytes."""
 
@@ -320,8 +368,6 @@ class VolumeUsage:
     size: int
     enforced: bool
     """Whether the file system keeps it below its size; else it is measured, and read-only once it is over."""
-    known: bool = True
-    """Whether anybody can tell what is used."""
 
 
 class HasVolumes(Protocol):
@@ -330,13 +376,8 @@ class HasVolumes(Protocol):
     A service whose definition has a `volume` gets the one of `model.volume.key_of` into all its containers.
     """
 
-    async def create_volume(self, key: str, size: int, *, owner: str) -> None:
+    async def create_volume(self, key: str, size: int) -> None:
         """Have an empty volume of so many bytes, whole or not at all; one that is there stays as it is.
-
-        Args:
-            key: of the volume.
-            size: in bytes.
-            owner: whose it is, whose services alone can have it.
 
         Raises:
             StorageFull: the disk has no room for it.

@@ -28,6 +28,8 @@ LEASE_S = 30.0
 _RENEW_S = 10.0
 _LOOK_S = 5.0
 _TIDY_S = 300.0
+_BATCH = 16
+"""Jobs that are claimed at once."""
 
 _PHASES = {
     Phase.SUBMITTED: JobState.SUBMITTED,
@@ -51,6 +53,7 @@ class Dispatcher:
         self._id = f"{platform.installation}-{uuid.uuid4().hex[:8]}"
         self._held: dict[str, Job] = {}
         self._early: dict[str, RunState] = {}
+        self._held_back: set[str] = set()
         self._policies: dict[str, RetryPolicy] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -77,10 +80,11 @@ class Dispatcher:
             log.warning("dispatcher trouble", error=error.message, code=error.code)
             await asyncio.sleep(1.0)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     # Queue -> engine
 
@@ -113,12 +117,31 @@ class Dispatcher:
 
     async def _fill(self) -> None:
         while not self._full:
-            claimed = await self._p.jobs.claim(self._id, total=self._p.settings.running_limit, lease=LEASE_S)
+            pace = self._p.paces.pace() if self._p.paces else None
+            if pace and pace.room <= 0:
+                return
+            claimed = await self._p.jobs.claim(
+                self._id,
+                total=self._p.settings.running_limit,
+                lease=LEASE_S,
+                batch=min(_BATCH, pace.room) if pace else _BATCH,
+                without=pace.full if pace else (),
+            )
+            if pace:
+                # The engine sees what it was given when that has been submitted: not before it is asked again.
+                submitting = [self._start(job) for job in claimed]
+                await asyncio.gather(*submitting, return_exceptions=True)
+                if not claimed:
+                    return
+                continue
             for job in claimed:
-                self._held[job.run_name] = job
-                self._spawn(self._submit(job, adopt=False))
+                self._start(job)
             if not claimed:
                 return
+
+    def _start(self, job: Job) -> asyncio.Task[None]:
+        self._held[job.run_name] = job
+        return self._spawn(self._submit(job, adopt=False))
 
     async def _submit(self, job: Job, *, adopt: bool) -> None:
         known = await self._insisting(lambda: services.by_id(self._p, job.service_id))
@@ -214,6 +237,14 @@ class Dispatcher:
             await self._settle(job, state)
         else:
             await self._p.jobs.advance(job, _PHASES[state.phase], started=state.started)
+            if state.held or job.run_name in self._held_back:
+                await self._hold(job, held=state.held)
+            if self._p.paces:
+                self._p.signals.work.set()  # it has a place now, so that there may be one for another
+
+    async def _hold(self, job: Job, *, held: bool) -> None:
+        (self._held_back.add if held else self._held_back.discard)(job.run_name)
+        await self._p.jobs.hold(job, held=held)
 
     async def _settle(self, job: Job, state: RunState, *, reason: str | None = None) -> None:
         policy = await self._policy(job)
@@ -234,6 +265,7 @@ class Dispatcher:
             )
         )
         self._held.pop(job.run_name, None)
+        self._held_back.discard(job.run_name)
         if not settled:
             log.warning("lease lost", job=job.id, attempt=job.attempt)
             return
@@ -275,3 +307,4 @@ class Dispatcher:
     async def _tidy(self) -> None:
         while self._p.leader.mine and (expired := await self._p.jobs.expired(self._p.settings.ttl_job)):
             await jobs.remove(self._p, expired)
+        await services.reconcile(self._p)

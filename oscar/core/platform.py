@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from oscar.auth.rules import Thing
-from oscar.compute.base import Compute, Exposes, HasVolumes, Invokes
+from oscar.compute.base import (
+    Compute,
+    Exposes,
+    HasNodes,
+    HasQuotas,
+    HasVolumes,
+    Invokes,
+    Paces,
+    Reconciles,
+)
 from oscar.core.leading import Leader
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
@@ -127,6 +136,14 @@ class Platform:
     """Calls of each user."""
     failures: Rate
     """Log-ins that failed, of each address."""
+    paces: Paces | None = None
+    """The engine's ability to say how much it would begin now."""
+    nodes: HasNodes | None = None
+    """Its ability to run on several machines."""
+    keeps_quotas: HasQuotas | None = None
+    """Its ability to keep to the quotas of owners."""
+    reconciles: Reconciles | None = None
+    """Its ability to put right what was changed behind its back."""
     oidc: Oidc | None = None
     """None: OIDC tokens are not taken."""
     provisioned: dict[str, str] = field(default_factory=dict)

@@ -68,6 +68,8 @@ async def update(p: Platform, caller: Caller, user: str, data: Mapping[str, Any]
         await volumes.set_limits(p, user, change)
     if limits:
         await p.quotas.change(user, limits)
+        if p.keeps_quotas is not None:
+            await p.keeps_quotas.quota_changed(user)
     log.info("quota changed", user=user, by=caller.id, limits=sorted(limits))
     # What waited for room may start now.
     p.signals.work.set()

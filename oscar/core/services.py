@@ -234,6 +234,17 @@ async def apply_all(p: Platform) -> None:
         except OscarError as error:
             log.warning("service not prepared", service=row.name, error=error.message)
     await deployments.apply_all(p, found)
+    await reconcile(p)
+
+
+async def reconcile(p: Platform) -> None:
+    """Have the engine put right what was deleted or left over behind its back."""
+    if p.reconciles is not None:
+        rows = await p.services.rows()
+        try:
+            await p.reconciles.reconcile({(row.owner, row.name) for row in rows})
+        except OscarError as error:
+            log.warning("the engine is not reconciled", error=error.message)
 
 
 async def _expose(p: Platform, service: Service) -> None:

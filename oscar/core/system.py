@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform as machine
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,23 @@ async def info(p: Platform) -> dict[str, Any]:
         "version": oscar.__version__,
         "git_commit": "",
         "architecture": machine.machine(),
-        "kubernetes_version": "",
-        "serverless_backend": {"name": "embedded", "version": p.compute.describe()},
+        "kubernetes_version": p.nodes.version() if p.nodes else "",
+        "serverless_backend": {"name": "cluster" if p.nodes else "embedded", "version": p.compute.describe()},
     }
 
 
 async def status(p: Platform, caller: Caller) -> dict[str, Any]:
-    """Capacity, use, jobs and objects as `types.StatusInfo` of the API, this machine being the one node.
+    """Capacity, use, jobs and objects as `types.StatusInfo` of the API.
 
     An administrator sees the jobs and buckets of all, others their own.
     """
     everybody = may_administer(caller)
-    capacity = await p.compute.capacity()
-    reserve = p.settings.disk_reserve * MIB
-    node = await asyncio.to_thread(this_node, capacity, p.settings.data, reserve=reserve)
+    nodes = await _nodes(p)
     counts = await p.jobs.counts(None if everybody else caller.id)
     buckets = [bucket for bucket in await p.buckets.buckets() if everybody or bucket.owner == caller.id]
     usages = await p.buckets.usages()
     return {
-        "cluster": described([node]),
+        "cluster": described(nodes),
         "oscar": {
             "deployment_name": p.settings.name,
             "ready": True,
@@ -75,6 +74,15 @@ async def status(p: Platform, caller: Caller) -> dict[str, Any]:
             "total_objects": sum(usages[bucket.name].objects for bucket in buckets if bucket.name in usages),
         },
     }
+
+
+async def _nodes(p: Platform) -> Sequence[Node]:
+    """The machines that run functions: the engine's, or this one."""
+    if p.nodes is not None:
+        return await p.nodes.nodes()
+    capacity = await p.compute.capacity()
+    reserve = p.settings.disk_reserve * MIB
+    return [await asyncio.to_thread(this_node, capacity, p.settings.data, reserve=reserve)]
 
 
 def by_status(counts: dict[JobState, int]) -> dict[str, int]:

@@ -27,6 +27,9 @@ class JobState(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+HELD = "held"
+"""The reason of a submitted job that a quota of the engine's holds back."""
+
 ACTIVE = frozenset({JobState.SUBMITTING, JobState.SUBMITTED, JobState.RUNNING, JobState.SETTLING})
 """States in which an attempt holds a lease."""
 
@@ -215,6 +218,8 @@ class Job:
     @property
     def api_status(self) -> ApiStatus:
         """The status in the API's words."""
+        if self.state is JobState.SUBMITTED and self.reason == HELD:
+            return ApiStatus.SUSPENDED
         return api_status(self.state)
 
 

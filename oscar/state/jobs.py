@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from oscar.errors import Conflict, JobNotFound
-from oscar.model.job import FINAL, TRANSITIONS, Job, JobState, NewJob, Verdict
+from oscar.model.job import FINAL, HELD, TRANSITIONS, Job, JobState, NewJob, Verdict
 from oscar.model.quota import RESOURCES, Defaults, Resources, Room
 from oscar.state.direct import Direct
 from oscar.state.event_tables import past_events
@@ -121,7 +121,15 @@ class Jobs:
 
         return await self._store.read(work)
 
-    async def claim(self, owner: str, *, total: int, lease: float, batch: int = 16) -> list[Job]:
+    async def claim(
+        self,
+        owner: str,
+        *,
+        total: int,
+        lease: float,
+        batch: int = 16,
+        without: Collection[str] = (),
+    ) -> list[Job]:
         """Take waiting jobs to submit them, fairly: services with the fewest running jobs first.
 
         Each taken job is `submitting` with a new attempt number and lease token, committed. A service whose owner's
@@ -132,6 +140,7 @@ class Jobs:
             total: jobs that may be active over all services.
             lease: seconds until another may take them over.
             batch: at most so many at once.
+            without: owners whose jobs are passed over.
         """
 
         def work(connection: sa.Connection) -> list[Job]:
@@ -147,6 +156,10 @@ class Jobs:
             if not waiting:
                 return []
             waiters = self._waiters(connection, waiting)
+            if without:
+                waiting = [
+                    each for each in waiting if not ((its := waiters.get(each)) and its.owner in without)
+                ]
             room = rooms(connection, {waiter.owner for waiter in waiters.values()}, self._quotas)
             shares = _shares(waiting, running, waiters, free, room)
             chosen = [
@@ -249,6 +262,20 @@ class Jobs:
     async def advance(self, job: Job, state: JobState, *, started: int | None = None) -> bool:
         """Move an active job on within its attempt; False when the lease is not ours any more."""
         return await self._changed(_advance(state), job, {"new_started": started})
+
+    async def hold(self, job: Job, *, held: bool) -> bool:
+        """Note that the engine holds a submitted job back, or no longer; False when the lease is not ours any more."""
+        statement = (
+            jobs.update()
+            .where(
+                jobs.c.id == job.id,
+                jobs.c.attempt == job.attempt,
+                jobs.c.lease_token == job.lease_token,
+                jobs.c.state.in_([JobState.SUBMITTING.value, JobState.SUBMITTED.value]),
+            )
+            .values(reason=HELD if held else None, updated=now_ms())
+        )
+        return bool(await self._store.write(lambda connection: connection.execute(statement).rowcount))
 
     async def settle(
         self,
@@ -449,7 +476,12 @@ def _advance(state: JobState) -> Direct:
     return Direct(
         jobs.update()
         .where(_held(), sa.literal_column(f"jobs.state IN ({before})", sa.Boolean))
-        .values(state=state.value, updated=now_ms(), started=_started())
+        .values(
+            state=state.value,
+            updated=now_ms(),
+            started=_started(),
+            reason=sa.case((jobs.c.reason == HELD, None), else_=jobs.c.reason),
+        )
         .returning(jobs.c.id)
     )
 

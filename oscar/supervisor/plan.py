@@ -38,7 +38,7 @@ LARGEST_EVENT = 64 * 1024
 HIDDEN = "hidden"
 """Stands in definitions for keys of the own store."""
 
-DELEGATION_SECRET = "refresh_token"  # noqa: S105 - its name
+DELEGATION_SECRET = "refresh_token"  # noqa: S105 - a name
 """The secret with which the platform itself speaks for the owner (federation); no script gets it."""
 
 _ORIGIN_ANNOTATION = "oscar.grycap/origin-cluster"

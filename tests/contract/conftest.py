@@ -13,14 +13,16 @@ import pytest
 from oscar.compute.local.containers import Containers
 from oscar.compute.local.engine import Facts
 from oscar.errors import EngineMissing
+from oscar.model.storage import MinIOProvider
+from oscar.model.user import ADMIN
 from oscar.objects.base import ObjectStore
 from oscar.objects.s3 import S3Store
-from tests import computing, images, pods, s3_server
+from tests import computing, images, s3_server
 from tests.cluster.cluster import Cluster
 from tests.computing import Machine
 from tests.invoking import Street
 
-PODS = pytest.param("kubernetes", marks=pytest.mark.real)
+REAL = pytest.param("kubernetes", marks=[pytest.mark.real, pytest.mark.timeout(400)])
 CONTAINERS = [pytest.param(name, marks=pytest.mark.containers) for name in ("podman", "docker")]
 
 
@@ -77,6 +79,30 @@ def store(s3: s3_server.Server) -> ObjectStore:
     return S3Store(s3.endpoint, s3_server.ALICE.access_key, s3_server.ALICE.secret_key)
 
 
+@pytest.fixture(scope="session")
+def bridge_s3(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Server]:
+    """An S3 server that pods reach."""
+    with s3_server.running(tmp_path_factory.mktemp("s3"), host=kubernetes.host) as server:
+        yield server
+
+
+@pytest.fixture
+def kubernetes_machine(kubernetes: Cluster, bridge_s3: s3_server.Server, tmp_path: Path) -> Iterator[Machine]:
+    """The test cluster, with an installation for this test."""
+    admin = s3_server.ADMIN
+
+    def own(user: str) -> MinIOProvider:
+        keys = admin if user == ADMIN else s3_server.ALICE
+        return MinIOProvider(
+            endpoint=bridge_s3.endpoint, access_key=keys.access_key, secret_key=keys.secret_key
+        )
+
+    store = S3Store(bridge_s3.endpoint, admin.access_key, admin.secret_key)
+    found = computing.kubernetes(kubernetes.kubeconfig, store, own, tmp_path)
+    yield found
+    asyncio.run(found.clean())
+
+
 @pytest.fixture
 def machine(
     request: pytest.FixtureRequest, store: ObjectStore, tools: Tools, tmp_path: Path
@@ -84,6 +110,10 @@ def machine(
     """The engine that the test is parametrized with, by way of this fixture (`indirect`)."""
     if request.param == "fake":
         yield computing.fake(store, tmp_path)
+        return
+    if request.param == "kubernetes":
+        pods = request.getfixturevalue("kubernetes_machine")
+        yield pods
         return
     if request.param == "process":
         found = computing.local("process", store, tmp_path, "none")
@@ -95,14 +125,6 @@ def machine(
 
 
 @pytest.fixture
-def site(kubernetes: Cluster) -> pods.Site:
-    """A real cluster, with an installation of its own."""
-    return pods.Site(kubernetes.kubeconfig, kubernetes.host)
-
-
-@pytest.fixture
 def street(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Street:
     """The engine that the test is parametrized with, for warm workers."""
-    if request.param == "kubernetes":
-        return pods.PodStreet(request.getfixturevalue("site"), tmp_path)
     return Street(request.param, tmp_path, None if request.param == "process" else tools.get(request.param))

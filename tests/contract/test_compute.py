@@ -16,11 +16,11 @@ from oscar.compute.base import Phase
 from oscar.errors import ObjectNotFound, RunNotFound
 from oscar.model.job import Trouble
 from tests.computing import BUCKET, Machine, Server
-from tests.contract.conftest import CONTAINERS
+from tests.contract.conftest import CONTAINERS, REAL
 
 Scenario = Callable[[Server], Awaitable[None]]
 
-pytestmark = pytest.mark.parametrize("machine", ["fake", "process", *CONTAINERS], indirect=True)
+pytestmark = pytest.mark.parametrize("machine", ["fake", "process", *CONTAINERS, REAL], indirect=True)
 
 
 def live(machine: Machine, scenario: Scenario) -> None:

@@ -20,27 +20,25 @@ from oscar.compute.crew import Limits
 from oscar.compute.local import worker
 from oscar.compute.local.engine import Mount, Sandbox
 from oscar.compute.local.processes import Processes
-from oscar.compute.local.workers import Workers
 from oscar.errors import EngineError, ImageError, InvocationTimeout, ServiceNotFound, Unavailable
-from tests.contract.conftest import CONTAINERS, PODS, Tools
+from tests.contract.conftest import CONTAINERS, Tools
 from tests.invoking import House, Street, alive, as_json, lasting, open_house, until
 
 each_engine = pytest.mark.parametrize("street", ["process", *CONTAINERS], indirect=True)
-everywhere = pytest.mark.parametrize("street", ["process", *CONTAINERS, PODS], indirect=True)
 on_processes = pytest.mark.parametrize("street", ["process"], indirect=True)
-in_images = pytest.mark.parametrize("street", [*CONTAINERS, PODS], indirect=True)
+on_containers = pytest.mark.parametrize("street", CONTAINERS, indirect=True)
 
 
 # Workers that die.
 
 
-@everywhere
+@each_engine
 def test_a_worker_that_dies_idle_is_replaced(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service("echo alive", synchronous={"min_scale": 1})
         assert await house.text(service) == "alive\n"
-        (name,) = await house.present()
-        await house.kill(name)
+        (name,) = await house.engine.names("w-")
+        await house.engine.kill(name)
         await until(lambda: house.stats().cold_starts == 2 and house.stats().idle == 1)
         assert await house.text(service) == "alive\n"
         await until(lambda: house.stats().trouble is None)
@@ -48,15 +46,15 @@ def test_a_worker_that_dies_idle_is_replaced(street: Street) -> None:
     street.live(scenario)
 
 
-@everywhere
+@each_engine
 def test_a_worker_that_dies_with_a_request_fails_it_and_the_next_works(street: Street) -> None:
     async def scenario(house: House) -> None:
         word = lasting()
         service = house.service(f'[ "$FAST" ] && echo fine && exit 0; sleep {word}')
         call = asyncio.create_task(house.call(service))
         await until(lambda: alive(word))
-        (name,) = await house.present()
-        await house.kill(name)
+        (name,) = await house.engine.names("w-")
+        await house.engine.kill(name)
         with pytest.raises(EngineError) as died:
             await call
         assert died.value.status == 502
@@ -66,7 +64,7 @@ def test_a_worker_that_dies_with_a_request_fails_it_and_the_next_works(street: S
     street.live(scenario)
 
 
-@everywhere
+@each_engine
 def test_out_of_memory_is_an_answer_or_an_error_but_no_hang(street: Street) -> None:
     async def scenario(house: House) -> None:
         # tail keeps all that it reads of a line.
@@ -85,7 +83,7 @@ def test_out_of_memory_is_an_answer_or_an_error_but_no_hang(street: Street) -> N
     street.live(scenario)
 
 
-@in_images
+@on_containers
 def test_a_crash_loop_backs_off_and_says_why(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service("echo never", synchronous={"min_scale": 1})
@@ -106,7 +104,7 @@ def test_a_crash_loop_backs_off_and_says_why(street: Street) -> None:
 # Scripts that misbehave.
 
 
-@everywhere
+@each_engine
 def test_left_over_processes_cost_the_worker(street: Street) -> None:
     async def scenario(house: House) -> None:
         word = lasting()
@@ -120,7 +118,7 @@ def test_left_over_processes_cost_the_worker(street: Street) -> None:
     street.live(scenario)
 
 
-@everywhere
+@each_engine
 def test_processes_that_end_in_a_moment_are_waited_for(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service("(sleep 0.03; echo late) & for i in 1 2 3 4; do (exit 0) & done; echo early")
@@ -131,7 +129,7 @@ def test_processes_that_end_in_a_moment_are_waited_for(street: Street) -> None:
     street.live(scenario)
 
 
-@everywhere
+@each_engine
 def test_a_script_may_remove_its_folders(street: Street) -> None:
     async def scenario(house: House) -> None:
         script = (
@@ -150,7 +148,7 @@ def test_a_script_may_remove_its_folders(street: Street) -> None:
     street.live(scenario)
 
 
-@everywhere
+@each_engine
 def test_links_of_a_script_lead_nowhere(street: Street, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -177,7 +175,7 @@ def test_links_of_a_script_lead_nowhere(street: Street, tmp_path: Path) -> None:
     street.live(scenario)
 
 
-@everywhere
+@each_engine
 def test_words_in_the_fifos_harm_only_their_own_request(street: Street) -> None:
     async def scenario(house: House) -> None:
         script = '[ "$BAD" ] && echo "$BAD" > "$TMP_OUTPUT_DIR/../replies"; sleep 0.1; echo fine'
@@ -194,7 +192,7 @@ def test_words_in_the_fifos_harm_only_their_own_request(street: Street) -> None:
     street.live(scenario)
 
 
-@everywhere
+@each_engine
 def test_no_descriptor_of_the_loop_reaches_the_script(street: Street) -> None:
     async def scenario(house: House) -> None:
         said = await house.text(
@@ -210,7 +208,7 @@ def test_no_descriptor_of_the_loop_reaches_the_script(street: Street) -> None:
 # The server comes and goes.
 
 
-@everywhere
+@each_engine
 def test_removal_ends_everything(street: Street) -> None:
     async def scenario(house: House) -> None:
         word = lasting()
@@ -222,12 +220,12 @@ def test_removal_ends_everything(street: Street) -> None:
         ends = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(end) for end in ends] == [ServiceNotFound] * 3
         assert not alive(word)
-        assert await house.present() == []
+        assert await house.engine.names("w-") == []
 
     street.live(scenario)
 
 
-@everywhere
+@each_engine
 def test_a_stopping_server_lets_requests_end(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service("sleep 0.5; echo done", synchronous={"max_scale": 1})
@@ -247,7 +245,7 @@ def test_a_stopping_server_lets_requests_end(street: Street) -> None:
     street.live(scenario)
 
 
-@everywhere
+@each_engine
 def test_a_stopping_server_does_not_wait_for_ever(street: Street) -> None:
     async def scenario(house: House) -> None:
         word = lasting()
@@ -323,7 +321,7 @@ def test_workers_of_a_killed_server_end_and_are_removed(
 @each_engine
 def test_without_fifos_each_request_has_a_sandbox_of_its_own(street: Street) -> None:
     async def scenario(house: House) -> None:
-        assert isinstance(house.workers, Workers)
+        house.engine.shares_fifo = False
         word = lasting()
         house.workers.machine.shares_fifo = False
         service = house.service(
@@ -449,7 +447,7 @@ def test_shells(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(run())
 
 
-@in_images
+@on_containers
 def test_any_user_of_the_image(street: Street, tools: Tools) -> None:
     """With umask 077 as well: the work folder must work, and what the script leaves must be readable."""
 

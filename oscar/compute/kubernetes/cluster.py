@@ -464,7 +464,7 @@ def _refused(code: int, status: Body) -> ClusterError | Unsupported:
     """The API server's `Status` as an error of ours."""
     message = str(status.get("message") or f"the Kubernetes API answered {code}")
     reason = str(status.get("reason", ""))
-    if code in {httpx2.codes.BAD_REQUEST, httpx2.codes.UNPROCESSABLE_ENTITY}:
+    if code in {httpx2.codes.BAD_REQUEST, httpx2.codes.UNPROCESSABLE_CONTENT}:
         return Unsupported(f"Kubernetes does not take it: {message}")
     fix = None
     if code == httpx2.codes.UNAUTHORIZED:

@@ -147,7 +147,7 @@ class LocalCompute:
 
     # Volumes.
 
-    async def create_volume(self, key: str, size: int, *, owner: str) -> None:  # noqa: ARG002 - a key is enough here
+    async def create_volume(self, key: str, size: int) -> None:
         """See `HasVolumes.create_volume`."""
         await self.volumes.create(key, size)
 
