@@ -293,6 +293,12 @@ class Settings(BaseSettings):
     callback_hosts: Commas = _env(
         "OSCAR_CALLBACK_ALLOWED_HOSTS", (), "Private hosts that callback URLs may name, comma-separated"
     )
+    callback_delay: float = _env(
+        "OSCAR_CALLBACK_DELAY_SECONDS",
+        5,
+        "Seconds before a callback that failed is sent again; doubled each time, six times in all",
+        gt=0,
+    )
     storage_hosts: Commas = _env(
         "OSCAR_STORAGE_ALLOWED_HOSTS",
         (),

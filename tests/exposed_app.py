@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import os
+import signal
 import struct
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator
@@ -231,9 +232,15 @@ async def one(reader: StreamReader, writer: StreamWriter) -> bool:
     return True
 
 
+def leave() -> None:
+    print("asked to leave", flush=True)
+    os._exit(0)
+
+
 async def main() -> None:
     host, port = os.environ["OSCAR_BIND_ADDRESS"], int(os.environ["PORT"])
     server = await asyncio.start_server(serve, host, port, limit=1 << 20)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave)
     print("listening on", host, port, flush=True)
     async with server:
         await server.serve_forever()

@@ -27,7 +27,7 @@ log = telemetry.get("callbacks")
 
 _TRIES = 6
 _TIMEOUT_S = 10.0
-_POLICY = RetryPolicy(delay=5, max_delay=300)
+_LONGEST_DELAY_S = 300
 
 
 async def check(settings: Settings, url: str) -> str:
@@ -80,7 +80,11 @@ async def _send(p: Platform, callback: Callback) -> None:
         log.warning("callback given up", job=job.id, problem=problem)
         await p.jobs.record_callback(job.id, state="failed")
     else:
-        await p.jobs.record_callback(job.id, state="due", delay=backoff(callback.tries + 1, _POLICY))
+        await p.jobs.record_callback(job.id, state="due", delay=_pause(p.settings, callback.tries + 1))
+
+
+def _pause(settings: Settings, failures: int) -> float:
+    return backoff(failures, RetryPolicy(delay=settings.callback_delay, max_delay=_LONGEST_DELAY_S))
 
 
 async def _post(p: Platform, callback: Callback) -> int:

@@ -56,7 +56,8 @@ def receiver() -> Iterator[Receiver]:
 def allowing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that may call this machine by its name only."""
     place = tmp_path_factory.mktemp("callbacks") / "data"
-    with servers.running(place, OSCAR_CALLBACK_ALLOWED_HOSTS="localhost") as running:
+    settings = {"OSCAR_CALLBACK_ALLOWED_HOSTS": "localhost", "OSCAR_CALLBACK_DELAY_SECONDS": "0.1"}
+    with servers.running(place, **settings) as running:
         yield running
 
 

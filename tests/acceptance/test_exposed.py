@@ -544,6 +544,14 @@ def test_stop_start_and_restart(web: Web) -> None:
     web.remove("life")
 
 
+def test_a_replica_is_asked_to_end_when_another_takes_its_place(web: Web) -> None:
+    web.apply("leaving")
+    web.seen("leaving")
+    web.apply("leaving", environment={"variables": {"WORDS": "two"}})
+    web.said("leaving", "asked to leave")
+    web.remove("leaving")
+
+
 def test_no_request_is_dropped_by_a_new_definition(web: Web) -> None:
     web.apply("roll")
     web.seen("roll")

@@ -180,3 +180,23 @@ def test_a_script_that_nests_folders_without_end_is_removed(engine: Processes, t
         assert not (engine.folder / "one").exists()
 
     asyncio.run(scenario())
+
+
+def test_a_program_is_asked_to_end_before_it_is_killed(engine: Processes, tmp_path: Path) -> None:
+    script = "trap 'touch asked; exit 3' TERM; touch begun; while :; do sleep 0.05; done"
+    wanted = sandbox(engine, tmp_path / "work", script)
+
+    async def scenario() -> None:
+        await engine.terminate("one")  # nobody
+        await engine.start(wanted)
+        await until((tmp_path / "work" / "begun").exists)
+        await engine.terminate("one")
+        async with asyncio.timeout(60):
+            end = await engine.exit("one")
+        await engine.terminate("one")  # it has ended
+        await engine.remove("one")
+        assert end is not None
+        assert end.code == 3
+        assert (tmp_path / "work" / "asked").exists()
+
+    asyncio.run(scenario())

@@ -313,9 +313,16 @@ class Containers:
             pid = look.pid if look else 0
         return await asyncio.to_thread(cpu_seconds, pid) if pid else None
 
+    async def terminate(self, name: str) -> None:
+        """Send its first process SIGTERM; see `Engine`."""
+        await self._signal(name, "TERM")
+
     async def kill(self, name: str) -> None:
         """Kill it; see `Engine`."""
-        said = await self.cli.run("kill", "--signal", "KILL", _check_name(name), urgent=True)
+        await self._signal(name, "KILL")
+
+    async def _signal(self, name: str, signal: str) -> None:
+        said = await self.cli.run("kill", "--signal", signal, _check_name(name), urgent=True)
         if said.code != 0 and not _is_absent(said) and "running" not in said.err:
             raise EngineError(f"{self.name} can't kill {name}: {said.words}")
 

@@ -130,6 +130,9 @@ class Engine(Protocol):
     async def running(self, name: str) -> bool | None:
         """Whether it runs; None when there certainly is none of that name."""
 
+    async def terminate(self, name: str) -> None:
+        """Ask its program, not what that has started, to end (SIGTERM). Silent if absent or ended."""
+
     async def kill(self, name: str) -> None:
         """End it with all its processes, now. Silent if absent."""
 

@@ -35,6 +35,8 @@ LOOK_EVERY = 5.0
 """Seconds between looks at the load."""
 KEPT_LOGS = 3
 """Logs of ended replicas that are kept."""
+GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL for a replica that is not needed any more."""
 _TROUBLE_PAUSE = 2.0
 
 log = telemetry.get("exposed")
@@ -352,9 +354,17 @@ class Crowd:
         if life.task:
             life.task.cancel()
             await asyncio.wait({life.task})
+        await self._end(life.record.name)
         await self._remove(life)
         self._fleet.removed(life.member)
         self._news.set()
+
+    async def _end(self, name: str) -> None:
+        """Let the server end by itself, as it is asked to."""
+        with contextlib.suppress(TimeoutError, OscarError):  # the removal ends what is left
+            async with asyncio.timeout(GRACE):
+                await self._yard.engine.terminate(name)
+                await self._yard.engine.exit(name)
 
     async def _remove(self, life: _Life) -> None:
         """Remove it from the engine, however long the engine needs."""

@@ -185,7 +185,8 @@ def _sandbox(
     script = f"{CONFIG}/script.sh" if engine.maps_paths else str(folder / "config/script.sh")
     own_command = service.expose.default_command or not service.script
     # As OSCAR starts it: a script with a first line of its own (#!/usr/bin/env python3) runs by that.
-    argv = ("/bin/sh", "-c", script) if service.script.startswith("#!") else ("/bin/sh", script)
+    # A shell that waited for it would get its SIGTERM.
+    argv = ("/bin/sh", "-c", 'exec "$0"', script) if service.script.startswith("#!") else ("/bin/sh", script)
     told = {f"OSCAR_PORT_{inside}": str(_told(engine, inside, record)) for inside in kit.ports}
     told["OSCAR_BIND_ADDRESS"] = HOST if engine.shares_network else "0.0.0.0"  # noqa: S104 - of the container alone
     first = str(_told(engine, kit.ports[0], record))

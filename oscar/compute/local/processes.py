@@ -233,6 +233,20 @@ class Processes:
         with _pidfd(self._place(name)) as (keeper, child):
             return None if keeper is None or not child else await asyncio.to_thread(cpu_seconds, child)
 
+    async def terminate(self, name: str) -> None:
+        """Send the program SIGTERM; see `Engine`."""
+        folder = self._place(name)
+        with _pidfd(folder) as (keeper, child):
+            if keeper is None or not child or _parent(child) != _keeper_pid(folder):
+                return
+            # Below bwrap there is the first process inside, and below that one, where it gave up root, the program.
+            program = [child]
+            for _ in range(0 if self._walls is None else 2 if self._walls.setpriv else 1):
+                program = [each for pid in program for each in _children(pid)]
+            for pid in program[:1]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
     async def kill(self, name: str) -> None:
         """Kill its first process, and with it all others; see `Engine`."""
         folder = self._place(name)
