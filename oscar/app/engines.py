@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from oscar import telemetry
 from oscar.compute.base import (
@@ -25,6 +26,7 @@ from oscar.errors import EngineMissing
 from oscar.model.quota import Limits
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import ObjectStore
+from oscar.objects.reach import reach_of
 from oscar.settings import Settings
 
 log = telemetry.get("app")
@@ -107,6 +109,7 @@ async def _local(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
         recheck=lambda: recheck(engine, place),
         images=settings.volume_images,
         own_store=lambda service: ground.own_store(service.owner),
+        reach=reach_of([*settings.storage_hosts, urlsplit(settings.minio_endpoint).hostname or ""]),
         limits=Limits(
             queue=settings.worker_queue,
             wait=settings.worker_wait,

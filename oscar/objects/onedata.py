@@ -20,6 +20,7 @@ from oscar.model.object import Producer
 from oscar.model.record import is_partial
 from oscar.objects.base import Found
 from oscar.objects.local_files import Source, source, whole
+from oscar.objects.reach import Reach
 from oscar.objects.web import Web
 from oscar.objects.web_words import place
 from oscar.objects.webdav import on_its_way
@@ -42,14 +43,15 @@ class OnedataStore:
         url: the Oneprovider's address with the scheme.
         token: access token.
         verify: whether its TLS certificate is checked.
+        reach: what may be connected to; None for anything.
     """
 
-    def __init__(self, url: str, token: str, *, verify: bool = True) -> None:
+    def __init__(self, url: str, token: str, *, verify: bool = True, reach: Reach | None = None) -> None:
         async def credentials() -> Mapping[str, str]:
             return {"x-auth-token": token}
 
         self._url = url.rstrip("/")
-        self._web = Web(credentials, secrets=[token], verify=verify)
+        self._web = Web(credentials, secrets=[token], verify=verify, reach=reach)
 
     def __repr__(self) -> str:
         return f"OnedataStore({urlsplit(self._url).netloc})"

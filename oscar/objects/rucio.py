@@ -19,6 +19,7 @@ from oscar.errors import BucketNotFound, Forbidden, InvalidField, ObjectNotFound
 from oscar.model.object import Producer
 from oscar.objects.base import Found
 from oscar.objects.local_files import Sums, source, sums, sums_of, whole
+from oscar.objects.reach import Reach
 from oscar.objects.rucio_token import Tokens
 from oscar.objects.web import Web
 from oscar.objects.web_put import Answer
@@ -52,7 +53,7 @@ class Site:
 class RucioStore:
     """One Rucio server with one account. Implements `oscar.objects.base.FileStore`."""
 
-    def __init__(self, site: Site, tokens: Tokens) -> None:
+    def __init__(self, site: Site, tokens: Tokens, *, reach: Reach | None = None) -> None:
         async def catalogue() -> Mapping[str, str]:
             return {
                 "x-rucio-auth-token": await tokens.get(),
@@ -67,7 +68,8 @@ class RucioStore:
         self._site = site
         self._tokens = tokens
         self._storage = storage
-        self._web = Web(catalogue, secrets=tokens.secrets, verify=site.verify)
+        self._web = Web(catalogue, secrets=tokens.secrets, verify=site.verify, reach=reach)
+        self._reach = reach
         self._elements: dict[str, WebDavStore] = {}
 
     def __repr__(self) -> str:
@@ -294,6 +296,7 @@ class RucioStore:
                 self._storage,
                 secrets=self._tokens.secrets,
                 verify=self._site.verify,
+                reach=self._reach,
             )
         return element, "/".join(part for part in parts.path.split("/") if part)
 

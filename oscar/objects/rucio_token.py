@@ -14,6 +14,7 @@ from collections.abc import Callable
 from urllib.parse import urlencode
 
 from oscar.errors import Forbidden, StorageError
+from oscar.objects.reach import Reach
 from oscar.objects.web import Web
 from oscar.objects.web_words import host
 
@@ -31,6 +32,7 @@ class Tokens:
         endpoint: of the issuer's tokens; may be empty.
         audience: for whom the token is asked; may be empty.
         verify: whether the issuer's TLS certificate is checked.
+        reach: what may be connected to; None for anything.
         now: seconds on a clock that never goes back.
     """
 
@@ -41,6 +43,7 @@ class Tokens:
         audience: str = "",
         *,
         verify: bool = True,
+        reach: Reach | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._token = token
@@ -52,7 +55,7 @@ class Tokens:
         self._until = 0.0
         self.secrets: list[str] = [token]
         """Texts that no error may show; changes with each token."""
-        self._web = Web(secrets=self.secrets, verify=verify)
+        self._web = Web(secrets=self.secrets, verify=verify, reach=reach)
 
     async def close(self) -> None:
         """End its connections."""

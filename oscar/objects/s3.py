@@ -31,6 +31,7 @@ from oscar.errors import Forbidden, NoAnswer, NotFound, ObjectNotFound, OscarErr
 from oscar.model.object import Producer
 from oscar.model.record import HOPS_METADATA, PRODUCER_METADATA
 from oscar.objects.base import Found
+from oscar.objects.gate import Gate
 from oscar.objects.s3_calls import S3Calls, refusal
 from oscar.objects.s3_signing import Site, presign
 
@@ -69,6 +70,7 @@ class S3Store:
         region: us-east-1 when empty.
         verify: whether its TLS certificate is checked.
         virtual_host: whether buckets are part of the host's name, as few servers demand.
+        gate: the way to what may be connected to; None for any way to anything.
 
     Raises:
         InvalidField: the address is none.
@@ -83,6 +85,7 @@ class S3Store:
         *,
         verify: bool = True,
         virtual_host: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         region = region or DEFAULT_REGION
         self._site = Site(
@@ -93,7 +96,8 @@ class S3Store:
             verify=verify,
             virtual_host=virtual_host,
         )
-        self._calls = S3Calls(self._site)
+        self._gate = gate
+        self._calls = S3Calls(self._site, gate.reach if gate else None)
         self._buckets: dict[str, Bucket] = {}
 
     def __repr__(self) -> str:
@@ -144,7 +148,7 @@ class S3Store:
             status = os.fstat(opened)
             if not stat.S_ISREG(status.st_mode):
                 raise StorageError(f"{path.name} is not a file")
-            put = self._put if plain(key) else self._put_odd
+            put = self._put if self._by_obstore(key) else self._put_odd
             etag = await put(bucket, key, Path(f"/dev/fd/{opened}"), status.st_size, attributes)
         except OSError as error:
             raise _local(error, path) from error
@@ -243,10 +247,10 @@ class S3Store:
         ).encode()
 
     async def _fetch(self, bucket: str, key: str, path: Path) -> Found:
-        if not plain(key):
+        if not self._by_obstore(key):
             return await self._fetch_odd(bucket, key, path)
         with self._translated(bucket, key):
-            got = await obstore.get_async(self._bucket(bucket), key)
+            got = await obstore.get_async(await self._bucket(bucket), key)
             meta = got.meta
             with path.open("xb") as file:
                 async for piece in got.stream(min_chunk_size=PIECE):
@@ -271,7 +275,7 @@ class S3Store:
     async def _put(self, bucket: str, key: str, path: Path, size: int, attributes: dict[str, str]) -> str:
         with self._translated(bucket, key):
             stored = await obstore.put_async(
-                self._bucket(bucket),
+                await self._bucket(bucket),
                 key,
                 path,
                 attributes=attributes,
@@ -288,7 +292,11 @@ class S3Store:
         response = await self._calls.put_file(bucket, key, path, size, headers)
         return response.headers.get("etag", "")
 
-    def _bucket(self, bucket: str) -> Bucket:
+    def _by_obstore(self, key: str) -> bool:
+        # Only TLS goes through the gate; the rest is for the other client, up to 5 GiB a file.
+        return plain(key) and (self._gate is None or self._site.endpoint.startswith("https:"))
+
+    async def _bucket(self, bucket: str) -> Bucket:
         found = self._buckets.get(bucket)
         if found is None:
             site = self._site
@@ -313,6 +321,7 @@ class S3Store:
                     # The limit for a whole transfer, which may take hours; a silent line is what we look for.
                     "timeout": "7d",
                     "read_timeout": STALL,
+                    **({"proxy_url": await self._gate.url()} if self._gate else {}),
                 },
                 retry_config={
                     "max_retries": 4,

@@ -28,6 +28,7 @@ from oscar.errors import (
 )
 from oscar.objects.embedded import signature, xml
 from oscar.objects.embedded.faults import S3Error
+from oscar.objects.reach import Reach, client
 from oscar.objects.s3_signing import Site, sign_headers
 
 TRIES = 4
@@ -79,12 +80,12 @@ def _phrase(status: int) -> str:
 class S3Calls:
     """Signed requests to one store, repeated when the trouble looks transient."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, reach: Reach | None = None) -> None:
         self.site = site
         timeout = httpx2.Timeout(60.0, connect=10.0)
         # Reading the trusted certificates takes 10 ms, which a plain connection can spare.
         verify = site.verify and site.endpoint.startswith("https:")
-        self._client = httpx2.AsyncClient(verify=verify, timeout=timeout, follow_redirects=False)
+        self._client = client(reach, verify=verify, timeout=timeout)
 
     async def close(self) -> None:
         """End the connections."""

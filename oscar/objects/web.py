@@ -23,6 +23,7 @@ from oscar.errors import Forbidden, ObjectNotFound, OscarError, StorageError
 from oscar.objects import web_put
 from oscar.objects.addresses import is_public, resolve
 from oscar.objects.local_files import CHUNK, Source
+from oscar.objects.reach import Reach, client
 from oscar.objects.web_put import Answer
 from oscar.objects.web_words import host, place, scrub, words
 
@@ -73,6 +74,7 @@ class Web:
         secrets: texts that no error may show.
         verify: whether certificates of servers are checked.
         trusted: hosts that get the credentials too when a redirect leads there.
+        reach: what may be connected to; None for anything.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class Web:
         secrets: Collection[str] = (),
         verify: bool = True,
         trusted: Collection[str] = (),
+        reach: Reach | None = None,
     ) -> None:
+        self._reach = reach
         self._credentials = credentials
         self._secrets = secrets
         self._verify = verify
@@ -261,7 +265,9 @@ class Web:
                 answer = await self._put_at_once(target, source, sent)
             else:
                 try:
-                    answer = await web_put.put(target, source, sent, tls=self._tls(target), stall=STALL)
+                    answer = await web_put.put(
+                        target, source, sent, tls=self._tls(target), stall=STALL, reach=self._reach
+                    )
                 except (OSError, EOFError) as error:
                     raise self._broken(target, error) from error
             onward = await self._onward(target, answer.status, answer.headers)
@@ -335,7 +341,7 @@ class Web:
     def _http(self) -> httpx2.AsyncClient:
         # Made late: reading the trusted certificates takes 10 ms, and stores are opened that are never asked.
         if self._client is None:
-            self._client = httpx2.AsyncClient(verify=self._tls_context(), follow_redirects=False)
+            self._client = client(self._reach, verify=self._tls_context())
         return self._client
 
     def _tls(self, url: str) -> ssl.SSLContext | None:

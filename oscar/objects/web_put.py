@@ -17,6 +17,7 @@ import h11
 
 from oscar.errors import StorageError
 from oscar.objects.local_files import Source
+from oscar.objects.reach import Reach
 
 CONNECT = 10.0
 ASKED = 10.0
@@ -44,6 +45,7 @@ async def put(
     *,
     tls: ssl.SSLContext | None,
     stall: float,
+    reach: Reach | None = None,
 ) -> Answer:
     """Send the file; memory stays flat.
 
@@ -53,6 +55,7 @@ async def put(
         headers: of the request, beside host, length and expectation.
         tls: for https.
         stall: seconds without any progress after which it is given up.
+        reach: what may be connected to; None for anything.
 
     Raises:
         OSError, ssl.SSLError, TimeoutError, EOFError: the connection could not be made or broke.
@@ -63,7 +66,10 @@ async def put(
     port = parts.port or (443 if parts.scheme == "https" else 80)
     context = tls if parts.scheme == "https" else None
     async with asyncio.timeout(CONNECT):
-        reader, writer = await asyncio.open_connection(host, port, ssl=context)
+        # To the address that was checked; the certificate is still that of the name.
+        address = (await reach.addresses(host, port))[0] if reach else host
+        name = host if context else None
+        reader, writer = await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
     exchange = _Exchange(reader, writer, stall)
     try:
         return await exchange.run(_request(url, source.size, headers), source)

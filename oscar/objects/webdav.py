@@ -22,6 +22,7 @@ from oscar.model.record import is_partial, partial_name
 from oscar.objects import webdav_xml
 from oscar.objects.base import Found
 from oscar.objects.local_files import Source, source, whole
+from oscar.objects.reach import Reach
 from oscar.objects.web import Credentials, Web, nobody
 from oscar.objects.web_words import place
 from oscar.objects.webdav_xml import Entry
@@ -98,6 +99,7 @@ class WebDavStore:
         secrets: texts that no error may show.
         verify: whether its TLS certificate is checked.
         trusted: other hosts that get the credentials when the server redirects there.
+        reach: what may be connected to; None for anything.
     """
 
     def __init__(
@@ -108,9 +110,10 @@ class WebDavStore:
         secrets: Collection[str] = (),
         verify: bool = True,
         trusted: Collection[str] = (),
+        reach: Reach | None = None,
     ) -> None:
         self._url = url.rstrip("/")
-        self._web = Web(credentials, secrets=secrets, verify=verify, trusted=trusted)
+        self._web = Web(credentials, secrets=secrets, verify=verify, trusted=trusted, reach=reach)
 
     def __repr__(self) -> str:
         return f"WebDavStore({urlsplit(self._url).netloc})"

@@ -269,6 +269,8 @@ def _downloads(service: Service, event: Event) -> tuple[Download, ...]:
         if is_own(service, ref):
             _check_readable(service, record, index)
             ref = OWN_STORE
+        else:
+            _check_declared(service, ref, record, key, index)
         found.append(Download(str(ref), bucket, key, names.take(_base_name(key, index))))
     return tuple(found)
 
@@ -335,6 +337,33 @@ def _check_readable(service: Service, record: Record, index: int) -> None:
         f"{record.bucket}/{record.key} is in no input of the service {service.name}",
         field=f"Records[{index}].s3.object.key",
         fix="Put the file into an input folder of the service, or add its folder as an input.",
+    )
+
+
+def _check_declared(service: Service, ref: ProviderRef, record: Record, key: str, index: int) -> None:
+    """Refuse files of a foreign store that are no input of the service, where it has declared one there.
+
+    Services can't declare inputs on S3 and Onedata, nor on the store that a worker's copy carries: what the keys there
+    reach, whoever may call the service may name.
+    """
+    folders = [place.path for place in service.input if place.provider == ref]
+    provider = service.provider(ref)
+    if not folders or ref.type not in {ProviderType.RUCIO, ProviderType.WEBDAV}:
+        return
+    if isinstance(provider, RucioProvider):
+        # Names in Rucio have no slashes: "__" stands for them.
+        below = tuple(text for folder in folders for text in (f"{folder}/", folder.replace("/", "__") + "__"))
+        if record.key.startswith(below) or (provider.scope and record.bucket == provider.scope):
+            return
+    else:
+        path = key if record.source is Source.DCACHE else f"{record.bucket}/{record.key}"
+        inside = path.startswith(tuple(f"{folder}/" for folder in folders))
+        if inside and not {".", ".."} & set(path.split("/")):
+            return
+    raise BadRequest(
+        f"{record.bucket}:{record.key} is in no input of the service {service.name}",
+        field=f"Records[{index}]",
+        fix=f"Add its folder as an input of {ref}, or name the scope in storage_providers.{ref.type}.{ref.id}.",
     )
 
 

@@ -21,8 +21,11 @@ from oscar.model.storage import (
     WebDavProvider,
     parse_provider,
 )
+from oscar.model.user import ADMIN
 from oscar.objects.base import FileStore
+from oscar.objects.gate import Gate
 from oscar.objects.onedata import OnedataStore
+from oscar.objects.reach import Reach
 from oscar.objects.rucio import RucioStore, Site
 from oscar.objects.rucio_token import Tokens
 from oscar.objects.s3 import S3Store
@@ -44,18 +47,29 @@ class Client(FileStore, Protocol):
 class Clients:
     """Clients of stores by address and keys, shared by all jobs so that their connections are used again."""
 
-    def __init__(self) -> None:
-        self._stores: dict[str, Client] = {}
+    def __init__(self, reach: Reach | None = None) -> None:
+        """Have none yet.
 
-    def kept(self, definition: Any, make: Callable[[], Client]) -> Client:
-        """The client for a provider's definition, keys included; made when there is none.
+        Args:
+            reach: what users' services may connect to; None for anything, as the administrator's.
+        """
+        self._stores: dict[str, Client] = {}
+        self._gate = Gate(reach) if reach else None
+
+    def way(self, owner: str) -> Gate | None:
+        """The way to the stores of somebody's services."""
+        return None if owner == ADMIN else self._gate
+
+    def kept(self, definition: Any, make: Callable[[], Client], gate: Gate | None = None) -> Client:
+        """The client for a provider's definition, keys included, and the way to it; made when there is none.
 
         Raises:
             InvalidField: the address is none.
         """
         kind = type(definition).__name__
         # By digest, so that the keys lie in memory no more often than they must.
-        name = hashlib.sha256(f"{kind} {definition.model_dump_json()}".encode()).hexdigest()
+        text = f"{kind} {gate is None} {definition.model_dump_json()}"
+        name = hashlib.sha256(text.encode()).hexdigest()
         store = self._stores.pop(name, None) or make()
         self._stores[name] = store
         if len(self._stores) > KEPT:
@@ -68,9 +82,11 @@ class Clients:
         stores, self._stores = self._stores, {}
         for store in stores.values():
             await store.close()
+        if self._gate is not None:
+            await self._gate.close()
 
 
-def _open_minio(provider: MinIOProvider, field: str) -> Client:
+def _open_minio(provider: MinIOProvider, field: str, gate: Gate | None) -> Client:
     if not provider.endpoint:
         raise InvalidField(
             f"{field} has no address",
@@ -79,16 +95,16 @@ def _open_minio(provider: MinIOProvider, field: str) -> Client:
         )
     keys = _keys(provider, field)
     try:
-        return S3Store(provider.endpoint, *keys, provider.region, verify=provider.verify)
+        return S3Store(provider.endpoint, *keys, provider.region, verify=provider.verify, gate=gate)
     except InvalidField as error:
         raise InvalidField(error.message, field=f"{field}.{error.field}", fix=error.fix) from None
 
 
-def _open_s3(provider: S3Provider, field: str) -> Client:
-    return S3Store("", *_keys(provider, field), provider.region)
+def _open_s3(provider: S3Provider, field: str, gate: Gate | None) -> Client:
+    return S3Store("", *_keys(provider, field), provider.region, gate=gate)
 
 
-def _open_webdav(provider: WebDavProvider, field: str) -> Client:
+def _open_webdav(provider: WebDavProvider, field: str, gate: Gate | None) -> Client:
     _need(provider.hostname, f"{field}.hostname", "Write the server's name, such as dcache.example.org:2880.")
     if provider.token:
         credentials = bearer(provider.token)
@@ -103,22 +119,26 @@ def _open_webdav(provider: WebDavProvider, field: str) -> Client:
         secrets=[secret for secret in (provider.password, provider.token) if secret],
         verify=provider.verify,
         trusted=provider.trusted_hosts,
+        reach=_reach(gate),
     )
 
 
-def _open_onedata(provider: OnedataProvider, field: str) -> Client:
+def _open_onedata(provider: OnedataProvider, field: str, gate: Gate | None) -> Client:
     _need(provider.oneprovider_host, f"{field}.oneprovider_host", "Write the name of the Oneprovider.")
     _need(provider.token, f"{field}.token", "Give an access token of Onedata.")
     url = address(provider.oneprovider_host, f"{field}.oneprovider_host")
-    return OnedataStore(url, provider.token, verify=provider.verify)
+    return OnedataStore(url, provider.token, verify=provider.verify, reach=_reach(gate))
 
 
-def _open_rucio(provider: RucioProvider, field: str) -> Client:
+def _open_rucio(provider: RucioProvider, field: str, gate: Gate | None) -> Client:
     _need(provider.host, f"{field}.host", "Write the address of the Rucio server.")
     _need(provider.account, f"{field}.account", "Name the account in Rucio.")
     _need(provider.refresh_token, f"{field}.refresh_token", "Give a refresh token, or an access token.")
     endpoint = provider.token_endpoint and address(provider.token_endpoint, f"{field}.token_endpoint")
-    tokens = Tokens(provider.refresh_token, endpoint, provider.oidc_audience, verify=provider.verify)
+    reach = _reach(gate)
+    tokens = Tokens(
+        provider.refresh_token, endpoint, provider.oidc_audience, verify=provider.verify, reach=reach
+    )
     site = Site(
         url=address(provider.host, f"{field}.host"),
         account=provider.account,
@@ -126,7 +146,11 @@ def _open_rucio(provider: RucioProvider, field: str) -> Client:
         lifetime=int(provider.lifetime),
         verify=provider.verify,
     )
-    return RucioStore(site, tokens)
+    return RucioStore(site, tokens, reach=reach)
+
+
+def _reach(gate: Gate | None) -> Reach | None:
+    return gate.reach if gate else None
 
 
 def _need(value: str, field: str, fix: str) -> None:
@@ -142,14 +166,14 @@ def _keys(provider: MinIOProvider | S3Provider, field: str) -> tuple[str, str]:
     return provider.access_key, provider.secret_key
 
 
-OPENERS: dict[ProviderType, Callable[[Any, str], Client]] = {
+OPENERS: dict[ProviderType, Callable[[Any, str, Gate | None], Client]] = {
     ProviderType.MINIO: _open_minio,
     ProviderType.S3: _open_s3,
     ProviderType.WEBDAV: _open_webdav,
     ProviderType.ONEDATA: _open_onedata,
     ProviderType.RUCIO: _open_rucio,
 }
-"""How a provider's definition becomes a store: definition, and its JSON path for errors."""
+"""How a provider's definition becomes a store: definition, its JSON path for errors, and the way there."""
 
 
 class Providers:
@@ -184,7 +208,8 @@ class Providers:
             raise InvalidField(
                 f'the StorageProvider "{ref}" is not defined', field=field, fix=f"Add {field}."
             )
-        return self._clients.kept(definition, lambda: OPENERS[ref.type](definition, field))
+        gate = self._clients.way(self._service.owner)
+        return self._clients.kept(definition, lambda: OPENERS[ref.type](definition, field, gate), gate)
 
     async def close(self) -> None:
         """End the connections that no other job can use."""

@@ -135,8 +135,8 @@ def test_rucio_event_to_onedata_rucio_and_webdav(http: httpx2.Client, dav: webda
         serving(Oneprovider, world=spaces, token="one-token") as (one_url, _),
     ):
         catalogue.elements = [element_url]
-        catalogue.add("user.bob", "raw.txt", b"raw data", ("RSE0",))
-        path = catalogue.pfn(0, "user.bob", "raw.txt").partition("://")[2].partition("/")[2]
+        catalogue.add("user.bob", "rucio__input__raw.txt", b"raw data", ("RSE0",))
+        path = catalogue.pfn(0, "user.bob", "rucio__input__raw.txt").partition("://")[2].partition("/")[2]
         element.files[f"/{path}"] = b"raw data"
         name = create(
             http,
@@ -152,18 +152,21 @@ def test_rucio_event_to_onedata_rucio_and_webdav(http: httpx2.Client, dav: webda
                 {"storage_provider": "webdav.w", "path": "logs", "suffix": [".log"]},
             ],
         )
-        event = {"event_type": "transfer-done", "payload": {"scope": "user.bob", "name": "raw.txt"}}
+        event = {
+            "event_type": "transfer-done",
+            "payload": {"scope": "user.bob", "name": "rucio__input__raw.txt"},
+        }
         job = run_job(http, name, event)
         assert job["status"] == "Succeeded", log(http, name, job)
     assert spaces.files == {
         "/lab/results/day 1/big.txt": b"RAW DATA",
-        "/lab/results/day 1/notes/key.log": b"raw.txt\n",
+        "/lab/results/day 1/notes/key.log": b"rucio__input__raw.txt\n",
     }
     assert {known for scope, known in catalogue.replicas if scope == "ada"} == {
         "done__big.txt",
         "done__notes__key.log",
     }
-    assert (Path(dav.folder) / "logs/notes/key.log").read_text() == "raw.txt\n"
+    assert (Path(dav.folder) / "logs/notes/key.log").read_text() == "rucio__input__raw.txt\n"
     assert TOKEN not in log(http, name, job)
 
 

@@ -343,17 +343,69 @@ def test_events_of_other_providers() -> None:
     dcache = {"event": {"name": "i.jpg", "mask": ["IN_CREATE"]}, "subscription": "s"}
     assert download(dcache) == ("webdav.dcache", "", "store/in/i.jpg")
     assert plan(dcache, target).environment["STORAGE_OBJECT_KEY"] == "store/in/i.jpg"
-    assert download({"event_type": "x", "payload": {"scope": "user.ada", "name": "f"}}) == (
-        "rucio.r",
-        "user.ada",
-        "f",
-    )
+    for name in ("rucio/input/f", "rucio__input__f"):
+        rucio = {"event_type": "x", "payload": {"scope": "user.ada", "name": name}}
+        assert download(rucio) == ("rucio.r", "user.ada", name)
     onedata = {"Key": "/theirs/dir/f", "Records": [{"eventSource": "OneTrigger", "objectKey": "f"}]}
     assert download(onedata) == ("onedata.two", "theirs", "dir/f")
     assert plan(onedata, target).environment["STORAGE_OBJECT_KEY"] == "/theirs/dir/f"
     for event in (dcache, onedata, {"event_type": "x", "payload": {"scope": "s", "name": "f"}}):
         with pytest.raises(BadRequest):
             plan(event)
+
+
+@pytest.mark.parametrize(
+    ("scope", "name", "taken"),
+    [
+        ("user.ada", "anything", True),  # the provider's own scope
+        ("others", "rucio/input/f", True),
+        ("others", "rucio__input__sub__f", True),
+        ("others", "f", False),
+        ("others", "rucio/inputs/f", False),
+        ("others", "rucio/input", False),
+        ("user.adam", "f", False),
+    ],
+)
+def test_events_name_no_more_of_rucio_than_the_inputs_say(scope: str, name: str, taken: bool) -> None:
+    target = service(
+        input=[{"storage_provider": "rucio.r", "path": "rucio/input"}],
+        storage_providers={"rucio": {"r": {"host": "c", "scope": "user.ada"}}},
+    )
+    event = {"event_type": "x", "payload": {"scope": scope, "name": name}}
+    if taken:
+        assert [found.key for found in plan(event, target).downloads] == [name]
+        return
+    with pytest.raises(BadRequest, match="in no input of the service") as refused:
+        plan(event, target)
+    assert refused.value.field == "Records[0]"
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/../../secret", "./a"])
+def test_events_of_dcache_stay_in_the_folder(name: str) -> None:
+    target = service(
+        input=[{"storage_provider": "webdav.dcache", "path": "/store/in"}],
+        storage_providers={"webdav": {"dcache": {"hostname": "b"}}},
+    )
+    with pytest.raises(BadRequest, match="in no input of the service"):
+        plan({"event": {"name": name}, "subscription": "s"}, target)
+
+
+def test_a_caller_can_not_name_a_foreign_file_by_an_event_that_looks_delegated() -> None:
+    target = service(
+        input=[{"storage_provider": "webdav.dcache", "path": "/store/in"}],
+        storage_providers={"webdav": {"dcache": {"hostname": "b"}}},
+    )
+    for bucket, key, taken in (
+        ("store", "in/a", True),
+        ("store", "secret", False),
+        ("store", "in/../x", False),
+    ):
+        event = {"storage_provider": "webdav.dcache", "event": put(key, bucket)}
+        if taken:
+            assert [found.key for found in plan(event, target).downloads] == [key]
+        else:
+            with pytest.raises(BadRequest, match="in no input of the service"):
+                plan(event, target)
 
 
 def keys(target: Service, *files: str, event: Any = b"{}") -> list[tuple[str, str, str, str]]:

@@ -29,6 +29,7 @@ from oscar.errors import EngineError, ImageError, RunNotFound, StorageFull, Unsu
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import FileStore, ObjectStore
+from oscar.objects.reach import Reach
 from oscar.supervisor.providers import Clients, Providers
 from oscar.supervisor.trees import remove_tree
 
@@ -51,6 +52,7 @@ class LocalCompute:
         recheck: Callable[[], Awaitable[None]] | None = None,
         images: bool | None = None,
         own_store: Callable[[Service], Awaitable[MinIOProvider]] | None = None,
+        reach: Reach | None = None,
     ) -> None:
         """Put it together; nothing happens before `start`.
 
@@ -64,12 +66,13 @@ class LocalCompute:
             recheck: tries the engine again in the background, where `start` must be fast.
             images: whether new volumes have a file system of their own; None to find out.
             own_store: the own store's address with the keys of a service's owner, for programs beside this one.
+            reach: what users' services may connect to for their files; None for anything.
         """
         self.engine = engine
         self.logs_folder = Logs(folder / "logs")
         self._runs = folder / "runs"
         self._chosen = chosen
-        self._clients = Clients()
+        self._clients = clients = Clients(reach)
         own = store_for or (lambda _: store)
         self._recheck = recheck
 
@@ -81,7 +84,13 @@ class LocalCompute:
             return Providers(service, store, self._clients).open(place.storage_provider if place else "")
 
         self.volumes = Volumes(folder / "volumes", engine, images=images)
-        self._mounts = Mounts(folder / "mounts", engine, mounted, own_store)
+        self._mounts = Mounts(
+            folder / "mounts",
+            engine,
+            mounted,
+            own_store,
+            checked=lambda service: clients.way(service.owner) is not None,
+        )
         self.attachments = Attachments(engine, self.volumes, self._mounts)
         self._workers = Workers(engine, folder / "workers", providers, limits, self.attachments)
         self._around = Surroundings(engine, self.logs_folder, providers, self.attachments, self._tell)

@@ -59,6 +59,8 @@ class Mounts:
         engine: that runs the sandboxes; ends those whose mount dies.
         stores: opens the store of a service's mount, for a mirror.
         own: the platform's own store with the keys of a service's owner; None where rclone can't reach it.
+        checked: whether a service may connect to checked addresses only: rclone looks names up by itself and follows
+            redirects, so foreign stores are mirrored then.
     """
 
     def __init__(
@@ -67,11 +69,14 @@ class Mounts:
         engine: Engine,
         stores: Callable[[Service], FileStore],
         own: Callable[[Service], Awaitable[MinIOProvider]] | None,
+        *,
+        checked: Callable[[Service], bool] = lambda _: False,
     ) -> None:
         self._folder = folder
         self._engine = engine
         self._stores = stores
         self._own = own
+        self._checked = checked
         self._held: dict[str, _Held] = {}
         self._way: asyncio.Task[str] | None = None
         self._log = telemetry.get("mounts")
@@ -204,7 +209,8 @@ class Mounts:
     async def _make(
         self, held: _Held, holder: str, service: Service, mount: StorageIOConfig, say: Say
     ) -> None:
-        by_rclone = not await self.way() and (self._own is not None or not is_own(service, mount.provider))
+        own = is_own(service, mount.provider)
+        by_rclone = not await self.way() and (self._own is not None if own else not self._checked(service))
         await asyncio.to_thread(held.place.mkdir, mode=0o700)
         await asyncio.to_thread((held.place / "mount.json").write_text, json.dumps({"rclone": by_rclone}))
         if not by_rclone:
