@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from oscar.compute.local.engine import Engine, Facts
 from oscar.compute.local.processes import Processes
 from oscar.compute.local.workers import Workers
 from oscar.model.service import Service
+from oscar.model.storage import MinIOProvider
 from oscar.objects.base import ObjectStore
 from oscar.objects.s3 import S3Store
 from oscar.supervisor.providers import Providers
@@ -49,15 +50,38 @@ class Tool(Protocol):
         """What the engine can do."""
 
 
+class Answering(Protocol):
+    """What the suites ask of warm workers, wherever they are."""
+
+    async def invoke(self, run: Run) -> Answer:
+        """See `Invokes`."""
+
+    async def apply(self, service: Service) -> None:
+        """See `Compute`."""
+
+    async def remove(self, owner: str, name: str) -> None:
+        """See `Compute`."""
+
+    def stats(self) -> list[CrewStats]:
+        """How the workers of each service do."""
+
+    async def stop(self) -> None:
+        """Let requests end, then end all workers."""
+
+
 @dataclass(slots=True)
 class House:
-    """Workers on an engine."""
+    """Workers somewhere."""
 
-    engine: Engine
-    workers: Workers
+    workers: Answering
     image: str
     folder: Path
-    names: dict[str, int] = field(default_factory=dict)
+    present: Callable[[], Awaitable[list[str]]]
+    """The names of all workers that are there."""
+    kill: Callable[[str], Awaitable[None]]
+    """Ends one from outside."""
+    cpu: str = "2"
+    memory: str = "512Mi"
 
     def service(self, script: str, **fields: Any) -> Service:
         """A service with enough CPU not to be slowed down by its own limit."""
@@ -67,8 +91,8 @@ class House:
                 "owner": "somebody",
                 "image": self.image,
                 "script": script,
-                "cpu": "2",
-                "memory": "512Mi",
+                "cpu": self.cpu,
+                "memory": self.memory,
                 **fields,
             }
         )
@@ -111,7 +135,7 @@ async def open_house(
     workers = Workers(engine, folder, lambda run: Providers(run.service, own), limits)
     await workers.start()
     try:
-        yield House(engine, workers, image, folder)
+        yield House(workers, image, folder, lambda: engine.names("w-"), engine.kill)
     finally:
         await workers.stop()
     assert await engine.names("w-") == []
@@ -123,6 +147,10 @@ class Street:
 
     def __init__(self, kind: str, folder: Path, tool: Tool | None = None) -> None:
         self.kind = kind
+        self.host = "127.0.0.1"
+        """This machine as workers reach it."""
+        self.own: MinIOProvider | None = None
+        """The own store for workers that have no part in this process."""
         self.folder = folder
         self.image = tool.image if tool else "none"
         self.user_image = tool.user_image if tool else ""
@@ -160,7 +188,7 @@ class Street:
         uvloop.run(run())  # as the server does
 
 
-async def until(condition: Callable[[], Any], *, seconds: float = 30) -> None:
+async def until(condition: Callable[[], Any], *, seconds: float = 120) -> None:
     """Wait for something outside of this program that tells nobody when it happens."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -368,6 +368,8 @@ class VolumeUsage:
     size: int
     enforced: bool
     """Whether the file system keeps it below its size; else it is measured, and read-only once it is over."""
+    known: bool = True
+    """Whether anybody can tell what is used."""
 
 
 class HasVolumes(Protocol):
@@ -376,8 +378,13 @@ class HasVolumes(Protocol):
     A service whose definition has a `volume` gets the one of `model.volume.key_of` into all its containers.
     """
 
-    async def create_volume(self, key: str, size: int) -> None:
+    async def create_volume(self, key: str, size: int, *, owner: str) -> None:
         """Have an empty volume of so many bytes, whole or not at all; one that is there stays as it is.
+
+        Args:
+            key: of the volume.
+            size: in bytes.
+            owner: whose it is, whose services alone can have it.
 
         Raises:
             StorageFull: the disk has no room for it.

@@ -45,6 +45,8 @@ class Limits:
     """Output of a script that is kept: more, and its middle is left out."""
     patience: float = 0.05
     """How long a request waits for a busy worker before another one is started."""
+    doubling: bool = False
+    """Whether no more workers of a service start at once than it has."""
     workers: int = 0
     """Workers of all services together, 0 for four times the cores of the machine."""
 

@@ -32,6 +32,7 @@ def bounds_of(service: Service, limits: Limits, cores: int) -> Bounds:
         wait=limits.wait,
         idle=limits.idle,
         patience=limits.patience,
+        doubling=limits.doubling,
         cores=cores,
         by_user=service.isolation_level == "USER",
     )

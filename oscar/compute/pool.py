@@ -43,6 +43,8 @@ class Bounds:
     """The little patience."""
     by_user: bool = False
     """Whether a worker serves the user of its first request only (USER isolation)."""
+    doubling: bool = False
+    """Whether, beyond `least`, no more workers start at once than there are: where a start is costly."""
 
 
 class Stage(Enum):
@@ -217,7 +219,7 @@ class Pool:
         if self.waiting:
             head = self.waiting[0]
             if now >= head.since + self._patience() or not self._hope(head.user):
-                need = max(need, len(self.waiting) - self._coming())
+                need = max(need, self._growth(len(self.waiting)) - self._coming())
         if self.bounds.most:
             need = min(need, self.bounds.most - len(self.places))
         return max(need, 0)
@@ -339,6 +341,12 @@ class Pool:
         over -= self.count(Stage.STOPPING) + len(surplus)
         surplus += [place for place in self._idle if place not in surplus][: max(over, 0)]
         return surplus
+
+    def _growth(self, waiting: int) -> int:
+        if not self.bounds.doubling:
+            return waiting
+        running = sum(1 for place in self.places if place.stage in {Stage.IDLE, Stage.BUSY})
+        return min(waiting, max(running, 1))
 
     def _patience(self) -> float:
         few = len(self.places) < self.bounds.cores

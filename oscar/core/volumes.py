@@ -226,7 +226,7 @@ async def _make(p: Platform, volume: Volume, *, field: str) -> None:
     check_size(volume.size, limits, field=field)
     await p.volumes.insert(volume, limits, field=field)
     try:
-        await holds.create_volume(volume.key, volume.size)
+        await holds.create_volume(volume.key, volume.size, owner=volume.owner)
     except OscarError:
         await p.volumes.remove(volume.owner, volume.name)
         raise
@@ -285,6 +285,8 @@ async def _described(p: Platform, volume: Volume) -> dict[str, Any]:
 
 
 def _words(usage: VolumeUsage) -> str:
+    if not usage.known:
+        return ""
     words = f"{usage.used / 1024**2:.1f} MiB used"
     if not usage.enforced:
         words += ", measured" if usage.used <= usage.size else ", over its size: read-only"

@@ -27,13 +27,22 @@ from typing import Any
 import uvloop
 
 from oscar import telemetry
-from oscar.errors import BadRequest, EngineError, InvocationTimeout, NotFound, OscarError, Unauthorized
+from oscar.errors import (
+    BadRequest,
+    EngineError,
+    InvocationTimeout,
+    NotFound,
+    OscarError,
+    StorageError,
+    Unauthorized,
+)
 from oscar.model.service import Service
 from oscar.objects.s3 import S3Store
 from oscar.supervisor import wire
 from oscar.supervisor.call import Call
 from oscar.supervisor.plan import service_environment
 from oscar.supervisor.providers import Clients, Providers
+from oscar.supervisor.rclone import dirty
 from oscar.supervisor.trees import empty_tree
 from oscar.supervisor.warm import Conversation
 from oscar.supervisor.workfolder import CallFolder
@@ -41,6 +50,8 @@ from oscar.supervisor.workfolder import CallFolder
 INSIDE = "/oscar/work"
 """Where the user's container sees the shared folder."""
 _HEAD = 64 * 1024
+_STORED_LOOK_S = 0.05
+_STORED_STUCK_S = 120.0
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 log = telemetry.get("sidecar")
@@ -92,7 +103,9 @@ class Said:
 class Sidecar:
     """One worker; `serve` until it is drained."""
 
-    def __init__(self, folder: Path, service: Service, key: bytes, *, log_limit: int) -> None:
+    def __init__(
+        self, folder: Path, service: Service, key: bytes, *, log_limit: int, cache: Path | None = None
+    ) -> None:
         """Make it inside the event loop.
 
         Args:
@@ -100,8 +113,10 @@ class Sidecar:
             service: its definition, without keys of stores.
             key: 32 bytes that the server has too.
             log_limit: bytes of a script's output that are kept.
+            cache: of the service's mount; what is written there is stored before a call is answered.
         """
         self._folder = folder
+        self._cache = cache
         self._service = service
         self._key = key
         self._bearer = f"Bearer {wire.token(key)}"
@@ -292,6 +307,7 @@ class Sidecar:
             after = State.SPENT
             reply = await self._talk.ask(timeout=order.timeout)
             after = State.SPENT if reply.left else State.IDLE
+            await self._stored()
             body = await call.end(reply)
         except OscarError as error:
             if not isinstance(error, InvocationTimeout) and after is State.SPENT:
@@ -308,6 +324,24 @@ class Sidecar:
             headers[wire.LOG_LENGTH] = str(len(reply.log))
             body = reply.log + body
         return Said(200, body, headers), after
+
+    async def _stored(self) -> None:
+        """Wait until all that the script wrote into its mount is stored.
+
+        Raises:
+            StorageError: it can't be; names the files.
+        """
+        if self._cache is None:
+            return
+        left: set[str] = set()
+        stuck = 0.0
+        while waiting := await asyncio.to_thread(dirty, self._cache):
+            stuck = stuck + _STORED_LOOK_S if waiting == left else 0.0
+            left = waiting
+            if stuck > _STORED_STUCK_S:
+                names = ", ".join(sorted(left)[:5])
+                raise StorageError(f"these files of the mount can't be stored: {names}")
+            await asyncio.sleep(_STORED_LOOK_S)  # rclone tells nobody what it has stored
 
     def _stores(self, order: wire.Order) -> Providers:
         if order.stores is None:
@@ -345,7 +379,7 @@ def _error(error: OscarError, *, spent: bool = False) -> Said:
     return Said(error.status, wire.of_error(error), {wire.SPENT: "1"} if spent else {})
 
 
-async def run(folder: Path, config: Path, port: int, log_limit: int) -> None:
+async def run(folder: Path, config: Path, port: int, log_limit: int, cache: Path | None) -> None:
     """Serve until SIGTERM.
 
     Args:
@@ -353,9 +387,10 @@ async def run(folder: Path, config: Path, port: int, log_limit: int) -> None:
         config: holds `service.json` and `key`.
         port: to listen on, at all addresses of the pod.
         log_limit: bytes of a script's output that are kept.
+        cache: of the service's mount, if it has one.
     """
     service = Service.model_validate(json.loads((config / "service.json").read_bytes()))
-    sidecar = Sidecar(folder, service, (config / "key").read_bytes(), log_limit=log_limit)
+    sidecar = Sidecar(folder, service, (config / "key").read_bytes(), log_limit=log_limit, cache=cache)
     listener = socket.create_server(("", port))
     draining: list[asyncio.Task[None]] = []
     loop = asyncio.get_running_loop()
@@ -370,7 +405,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--log-limit", type=int, required=True)
+    parser.add_argument("--mount-cache", type=Path)
     given = parser.parse_args(words)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(given.folder, given.config, given.port, given.log_limit))
+        runner.run(run(given.folder, given.config, given.port, given.log_limit, given.mount_cache))
     return 0

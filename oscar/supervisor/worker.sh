@@ -5,7 +5,9 @@
 # It ends by itself when the server is gone, because then nobody holds the FIFOs' other ends.
 
 # In a pod: the sidecar may be later than we, and the service's variables lie in a file, because values may be any bytes.
-until [ -p "$1/requests" ]; do sleep 0.05 2>/dev/null || :; done
+# A first process does not end by SIGTERM unless it asks for it; from then on it ends with the sidecar.
+until [ -p "$1/requests" ]; do trap 'exit 143' TERM; sleep 0.05 2>/dev/null || :; done
+trap - TERM
 if [ -f "$2/environment" ]; then . "$2/environment"; fi
 
 # Tells a server that hears nothing by FIFO that this shell did start.

@@ -17,7 +17,7 @@ from oscar.model.storage import MinIOProvider
 from oscar.model.user import ADMIN
 from oscar.objects.base import ObjectStore
 from oscar.objects.s3 import S3Store
-from tests import computing, images, s3_server
+from tests import computing, images, pods, s3_server
 from tests.cluster.cluster import Cluster
 from tests.computing import Machine
 from tests.invoking import Street
@@ -125,6 +125,14 @@ def machine(
 
 
 @pytest.fixture
+def site(kubernetes: Cluster) -> pods.Site:
+    """A real cluster, with an installation of its own."""
+    return pods.Site(kubernetes.kubeconfig, kubernetes.host)
+
+
+@pytest.fixture
 def street(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Street:
     """The engine that the test is parametrized with, for warm workers."""
+    if request.param == "kubernetes":
+        return pods.PodStreet(request.getfixturevalue("site"), tmp_path)
     return Street(request.param, tmp_path, None if request.param == "process" else tools.get(request.param))

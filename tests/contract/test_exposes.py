@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 
 from oscar.compute.base import Deployment, DeploymentState, Exposure, Replica
+from oscar.compute.kubernetes.exposed import PodExposes
 from oscar.compute.local.containers import Containers
 from oscar.compute.local.engine import Engine, Facts
 from oscar.compute.local.exposed import LocalExposes
 from oscar.compute.local.processes import Processes
 from oscar.errors import RunNotFound
 from oscar.model.service import Service
-from tests.contract.conftest import CONTAINERS, Tools
+from tests import pods
+from tests.contract.conftest import CONTAINERS, REAL, Tools
 
 SERVER = """echo "listening as $(hostname) on $PORT"
 mkdir -p /tmp/www
@@ -29,6 +31,8 @@ printf %s "$WORDS" > /tmp/www/index.html
 exec busybox httpd -f -p "$OSCAR_BIND_ADDRESS:$PORT" -h /tmp/www
 """
 OWNER = "somebody"
+
+Exposing = LocalExposes | PodExposes
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class Place:
     image: str
     facts: Facts | None
     installation: str = field(default="")
+    cpu: str = "1"
 
     async def engine(self) -> Engine:
         made: Engine
@@ -55,7 +60,7 @@ class Place:
         return containers
 
     @contextlib.asynccontextmanager
-    async def serve(self, *, drain: float = 5.0) -> AsyncIterator[LocalExposes]:
+    async def serve(self, *, drain: float = 5.0) -> AsyncIterator[Exposing]:
         engine = await self.engine()
         exposes = LocalExposes(engine, self.folder, drain=drain)
         await exposes.start()
@@ -65,13 +70,17 @@ class Place:
             await exposes.stop()
             await engine.close()
 
+    async def kill(self, exposes: Exposing, name: str) -> None:
+        assert isinstance(exposes, LocalExposes)
+        await exposes._engine.kill(name)
+
     def service(self, script: str = SERVER, **fields: Any) -> Service:
         expose = {"api_port": 8080, "max_scale": 1, **fields.pop("expose", {})}
         data: dict[str, Any] = {
             "name": "web",
             "image": self.image,
             "script": script,
-            "cpu": "1",
+            "cpu": self.cpu,
             "memory": "128Mi",
             "environment": {"variables": {"WORDS": "one"}},
             **fields,
@@ -92,20 +101,49 @@ class Place:
             await engine.close()
 
 
+@dataclass(slots=True)
+class PodPlace(Place):
+    """A cluster on which servers are kept by an engine that comes and goes."""
+
+    site: pods.Site | None = None
+
+    @contextlib.asynccontextmanager
+    async def serve(self, *, drain: float = 5.0) -> AsyncIterator[Exposing]:
+        async with pods.open_exposes(self._site(), drain=drain) as exposes:
+            yield exposes
+
+    async def kill(self, exposes: Exposing, name: str) -> None:
+        await pods.kill_pod(self._site(), name)
+
+    async def _live(self, scenario: Callable[[Place], Awaitable[None]]) -> None:
+        try:
+            await scenario(self)
+        finally:
+            await self._site().clean()
+
+    def _site(self) -> pods.Site:
+        assert self.site is not None
+        return self.site
+
+
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tools: Tools, tmp_path: Path) -> Place:
     installation = f"test-{tmp_path.name}-{os.getpid()}"
+    if request.param == "kubernetes":
+        site = request.getfixturevalue("site")
+        return PodPlace("kubernetes", tmp_path, pods.BUSYBOX, None, cpu=pods.CPU, site=site)
     if request.param == "process":
         return Place("process", tmp_path, "none", None, installation)
     tool = tools.get(request.param)
     return Place(tool.name, tmp_path, tool.image, tool.facts, installation)
 
 
-pytestmark = pytest.mark.parametrize("place", ["process", *CONTAINERS], indirect=True)
+each_engine = pytest.mark.parametrize("place", ["process", *CONTAINERS], indirect=True)
+everywhere = pytest.mark.parametrize("place", ["process", *CONTAINERS, REAL], indirect=True)
 
 
 async def reach(
-    exposes: LocalExposes, holds: Callable[[Deployment], bool], *, name: str = "web", within: float = 60
+    exposes: Exposing, holds: Callable[[Deployment], bool], *, name: str = "web", within: float = 180
 ) -> Deployment:
     """Wait until the deployment is so."""
     async with asyncio.timeout(within):
@@ -114,12 +152,12 @@ async def reach(
     return found
 
 
-async def ready(exposes: LocalExposes, count: int = 1) -> list[Replica]:
+async def ready(exposes: Exposing, count: int = 1) -> list[Replica]:
     def holds(found: Deployment) -> bool:
         return found.state is DeploymentState.READY and found.active == count
 
     await reach(exposes, holds)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while len(exposes.replicas(OWNER, "web")) != count:  # noqa: ASYNC110 - the port tells states only
             await asyncio.sleep(0.02)
     return list(exposes.replicas(OWNER, "web"))
@@ -135,6 +173,7 @@ async def ask(replica: Replica, path: str = "/", port: int = 8080) -> str:
     return await asyncio.to_thread(fetch)
 
 
+@everywhere
 def test_a_server_is_started_and_answers(place: Place) -> None:
     async def scenario(_: Place) -> None:
         async with place.serve() as exposes:
@@ -162,6 +201,7 @@ def test_a_server_is_started_and_answers(place: Place) -> None:
     place.live(scenario)
 
 
+@everywhere
 def test_the_same_again_changes_nothing(place: Place) -> None:
     async def scenario(_: Place) -> None:
         async with place.serve() as exposes:
@@ -173,6 +213,7 @@ def test_the_same_again_changes_nothing(place: Place) -> None:
     place.live(scenario)
 
 
+@everywhere
 def test_replicas_outlive_the_server(place: Place) -> None:
     async def scenario(_: Place) -> None:
         async with place.serve() as exposes:
@@ -196,12 +237,13 @@ def test_replicas_outlive_the_server(place: Place) -> None:
     place.live(scenario)
 
 
+@everywhere
 def test_a_dead_replica_is_replaced(place: Place) -> None:
     async def scenario(_: Place) -> None:
         async with place.serve() as exposes:
             await exposes.expose(Exposure(place.service()))
             [before] = await ready(exposes)
-            await exposes._engine.kill(before.name)
+            await place.kill(exposes, before.name)
             await reach(
                 exposes, lambda _: all(each.name != before.name for each in exposes.replicas(OWNER, "web"))
             )
@@ -212,6 +254,7 @@ def test_a_dead_replica_is_replaced(place: Place) -> None:
     place.live(scenario)
 
 
+@everywhere
 def test_a_new_definition_rolls_over(place: Place) -> None:
     async def scenario(_: Place) -> None:
         async with place.serve() as exposes:
@@ -221,7 +264,7 @@ def test_a_new_definition_rolls_over(place: Place) -> None:
             new = place.service(environment={"variables": {"WORDS": "two"}})
             await exposes.expose(Exposure(new))
             served: set[str] = set()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(180):
                 while "two" not in served:
                     present = exposes.replicas(OWNER, "web")
                     assert present, "there was a moment without a replica"
@@ -230,7 +273,7 @@ def test_a_new_definition_rolls_over(place: Place) -> None:
             [now] = await ready(exposes)
             assert now is not old
             old.leave()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while True:
                     try:
                         await ask(old)
@@ -242,6 +285,7 @@ def test_a_new_definition_rolls_over(place: Place) -> None:
     place.live(scenario)
 
 
+@everywhere
 def test_a_restart_replaces_and_a_stop_ends(place: Place) -> None:
     async def scenario(_: Place) -> None:
         async with place.serve() as exposes:
@@ -262,6 +306,7 @@ def test_a_restart_replaces_and_a_stop_ends(place: Place) -> None:
     place.live(scenario)
 
 
+@everywhere
 def test_a_server_that_ends_is_failed_with_its_words(place: Place) -> None:
     async def scenario(_: Place) -> None:
         async with place.serve() as exposes:
@@ -279,6 +324,7 @@ def test_a_server_that_ends_is_failed_with_its_words(place: Place) -> None:
     place.live(scenario)
 
 
+@everywhere
 def test_no_answer_to_the_health_path_is_no_health(place: Place) -> None:
     async def scenario(_: Place) -> None:
         async with place.serve() as exposes:
@@ -293,8 +339,8 @@ def test_no_answer_to_the_health_path_is_no_health(place: Place) -> None:
     place.live(scenario)
 
 
-async def _said(exposes: LocalExposes, word: str) -> list[str]:
-    async with asyncio.timeout(30):
+async def _said(exposes: Exposing, word: str) -> list[str]:
+    async with asyncio.timeout(120):
         while True:
             with contextlib.suppress(RunNotFound):
                 said = [line.text async for line in exposes.deployment_logs(OWNER, "web")]
@@ -303,6 +349,7 @@ async def _said(exposes: LocalExposes, word: str) -> list[str]:
             await asyncio.sleep(0.02)
 
 
+@everywhere
 def test_several_replicas_ports_and_logs(place: Place) -> None:
     script = SERVER.replace(
         "exec ", 'busybox httpd -p "$OSCAR_BIND_ADDRESS:$OSCAR_PORT_9090" -h /tmp/www\nexec '
@@ -326,6 +373,7 @@ def test_several_replicas_ports_and_logs(place: Place) -> None:
     place.live(scenario)
 
 
+@each_engine
 def test_cpu_time_is_seen(place: Place) -> None:
     script = SERVER.replace("exec ", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done\nexec ")
 
@@ -333,6 +381,7 @@ def test_cpu_time_is_seen(place: Place) -> None:
         async with place.serve() as exposes:
             await exposes.expose(Exposure(place.service(script)))
             [replica] = await ready(exposes)
+            assert isinstance(exposes, LocalExposes)
             used = await exposes._engine.cpu_time(replica.name)
             assert used is not None
             assert used > 0.01

@@ -15,15 +15,16 @@ import pytest
 from oscar.compute.crew import Limits
 from oscar.errors import BadRequest, InvocationTimeout, TooManyRequests, Unavailable
 from oscar.model.service import Service
+from oscar.model.storage import MinIOProvider
 from oscar.objects.s3 import S3Store
 from tests import s3_server
-from tests.contract.conftest import CONTAINERS
+from tests.contract.conftest import CONTAINERS, REAL
 from tests.invoking import House, Street, alive, as_json, encoded, lasting, until
 
 ODD = "two  spaces * $HOME `id` \"double\" 'single' \\ back\nnew line\ttab é €\r!#~{}[]?;&|<>\n\n"
 
 
-pytestmark = pytest.mark.parametrize("street", ["process", *CONTAINERS], indirect=True)
+pytestmark = pytest.mark.parametrize("street", ["process", *CONTAINERS, REAL], indirect=True)
 
 # What goes in.
 
@@ -205,8 +206,10 @@ def test_output_over_the_limit_keeps_head_and_tail(street: Street) -> None:
 
 def test_inputs_and_outputs_of_storage(street: Street, tmp_path: Path) -> None:
     """A storage event sent to /run: its object is fetched, results are stored, the print is the answer."""
-    with s3_server.running(tmp_path) as server:
-        store = S3Store(server.endpoint, s3_server.ALICE.access_key, s3_server.ALICE.secret_key)
+    with s3_server.running(tmp_path, host=street.host) as server:
+        key, secret = s3_server.ALICE.access_key, s3_server.ALICE.secret_key
+        store = S3Store(server.endpoint, key, secret)
+        street.own = MinIOProvider(endpoint=server.endpoint, access_key=key, secret_key=secret)
         event = {
             "Key": "private/in/a picture.txt",
             "Records": [
@@ -371,7 +374,7 @@ def test_scale_to_zero_and_back(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service("echo here")
         assert await house.text(service) == "here\n"
-        names = await house.engine.names("w-")
+        names = await house.present()
         assert len(names) == 1
         await until(lambda: (house.stats().idle, house.stats().busy) == (0, 0))
         assert await house.text(service) == "here\n"

@@ -20,25 +20,27 @@ from oscar.compute.crew import Limits
 from oscar.compute.local import worker
 from oscar.compute.local.engine import Mount, Sandbox
 from oscar.compute.local.processes import Processes
+from oscar.compute.local.workers import Workers
 from oscar.errors import EngineError, ImageError, InvocationTimeout, ServiceNotFound, Unavailable
-from tests.contract.conftest import CONTAINERS, Tools
+from tests.contract.conftest import CONTAINERS, REAL, Tools
 from tests.invoking import House, Street, alive, as_json, lasting, open_house, until
 
 each_engine = pytest.mark.parametrize("street", ["process", *CONTAINERS], indirect=True)
+everywhere = pytest.mark.parametrize("street", ["process", *CONTAINERS, REAL], indirect=True)
 on_processes = pytest.mark.parametrize("street", ["process"], indirect=True)
-on_containers = pytest.mark.parametrize("street", CONTAINERS, indirect=True)
+in_images = pytest.mark.parametrize("street", [*CONTAINERS, REAL], indirect=True)
 
 
 # Workers that die.
 
 
-@each_engine
+@everywhere
 def test_a_worker_that_dies_idle_is_replaced(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service("echo alive", synchronous={"min_scale": 1})
         assert await house.text(service) == "alive\n"
-        (name,) = await house.engine.names("w-")
-        await house.engine.kill(name)
+        (name,) = await house.present()
+        await house.kill(name)
         await until(lambda: house.stats().cold_starts == 2 and house.stats().idle == 1)
         assert await house.text(service) == "alive\n"
         await until(lambda: house.stats().trouble is None)
@@ -46,15 +48,15 @@ def test_a_worker_that_dies_idle_is_replaced(street: Street) -> None:
     street.live(scenario)
 
 
-@each_engine
+@everywhere
 def test_a_worker_that_dies_with_a_request_fails_it_and_the_next_works(street: Street) -> None:
     async def scenario(house: House) -> None:
         word = lasting()
         service = house.service(f'[ "$FAST" ] && echo fine && exit 0; sleep {word}')
         call = asyncio.create_task(house.call(service))
         await until(lambda: alive(word))
-        (name,) = await house.engine.names("w-")
-        await house.engine.kill(name)
+        (name,) = await house.present()
+        await house.kill(name)
         with pytest.raises(EngineError) as died:
             await call
         assert died.value.status == 502
@@ -64,7 +66,7 @@ def test_a_worker_that_dies_with_a_request_fails_it_and_the_next_works(street: S
     street.live(scenario)
 
 
-@each_engine
+@everywhere
 def test_out_of_memory_is_an_answer_or_an_error_but_no_hang(street: Street) -> None:
     async def scenario(house: House) -> None:
         # tail keeps all that it reads of a line.
@@ -83,7 +85,7 @@ def test_out_of_memory_is_an_answer_or_an_error_but_no_hang(street: Street) -> N
     street.live(scenario)
 
 
-@on_containers
+@in_images
 def test_a_crash_loop_backs_off_and_says_why(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service("echo never", synchronous={"min_scale": 1})
@@ -104,7 +106,7 @@ def test_a_crash_loop_backs_off_and_says_why(street: Street) -> None:
 # Scripts that misbehave.
 
 
-@each_engine
+@everywhere
 def test_left_over_processes_cost_the_worker(street: Street) -> None:
     async def scenario(house: House) -> None:
         word = lasting()
@@ -118,7 +120,7 @@ def test_left_over_processes_cost_the_worker(street: Street) -> None:
     street.live(scenario)
 
 
-@each_engine
+@everywhere
 def test_processes_that_end_in_a_moment_are_waited_for(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service("(sleep 0.03; echo late) & for i in 1 2 3 4; do (exit 0) & done; echo early")
@@ -129,7 +131,7 @@ def test_processes_that_end_in_a_moment_are_waited_for(street: Street) -> None:
     street.live(scenario)
 
 
-@each_engine
+@everywhere
 def test_a_script_may_remove_its_folders(street: Street) -> None:
     async def scenario(house: House) -> None:
         script = (
@@ -148,7 +150,7 @@ def test_a_script_may_remove_its_folders(street: Street) -> None:
     street.live(scenario)
 
 
-@each_engine
+@everywhere
 def test_links_of_a_script_lead_nowhere(street: Street, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
@@ -175,7 +177,7 @@ def test_links_of_a_script_lead_nowhere(street: Street, tmp_path: Path) -> None:
     street.live(scenario)
 
 
-@each_engine
+@everywhere
 def test_words_in_the_fifos_harm_only_their_own_request(street: Street) -> None:
     async def scenario(house: House) -> None:
         script = '[ "$BAD" ] && echo "$BAD" > "$TMP_OUTPUT_DIR/../replies"; sleep 0.1; echo fine'
@@ -192,7 +194,7 @@ def test_words_in_the_fifos_harm_only_their_own_request(street: Street) -> None:
     street.live(scenario)
 
 
-@each_engine
+@everywhere
 def test_no_descriptor_of_the_loop_reaches_the_script(street: Street) -> None:
     async def scenario(house: House) -> None:
         said = await house.text(
@@ -208,7 +210,7 @@ def test_no_descriptor_of_the_loop_reaches_the_script(street: Street) -> None:
 # The server comes and goes.
 
 
-@each_engine
+@everywhere
 def test_removal_ends_everything(street: Street) -> None:
     async def scenario(house: House) -> None:
         word = lasting()
@@ -220,12 +222,12 @@ def test_removal_ends_everything(street: Street) -> None:
         ends = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(end) for end in ends] == [ServiceNotFound] * 3
         assert not alive(word)
-        assert await house.engine.names("w-") == []
+        assert await house.present() == []
 
     street.live(scenario)
 
 
-@each_engine
+@everywhere
 def test_a_stopping_server_lets_requests_end(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service("sleep 0.5; echo done", synchronous={"max_scale": 1})
@@ -245,7 +247,7 @@ def test_a_stopping_server_lets_requests_end(street: Street) -> None:
     street.live(scenario)
 
 
-@each_engine
+@everywhere
 def test_a_stopping_server_does_not_wait_for_ever(street: Street) -> None:
     async def scenario(house: House) -> None:
         word = lasting()
@@ -321,7 +323,7 @@ def test_workers_of_a_killed_server_end_and_are_removed(
 @each_engine
 def test_without_fifos_each_request_has_a_sandbox_of_its_own(street: Street) -> None:
     async def scenario(house: House) -> None:
-        house.engine.shares_fifo = False
+        assert isinstance(house.workers, Workers)
         word = lasting()
         house.workers.machine.shares_fifo = False
         service = house.service(
@@ -447,7 +449,7 @@ def test_shells(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     asyncio.run(run())
 
 
-@on_containers
+@in_images
 def test_any_user_of_the_image(street: Street, tools: Tools) -> None:
     """With umask 077 as well: the work folder must work, and what the script leaves must be readable."""
 

@@ -61,11 +61,11 @@ def block(name: str) -> dict[str, str]:
 def test_verbs_are_idempotent(machine: Machine, images: bool) -> None:
     async def scenario(server: Server, compute: LocalCompute) -> None:
         name = key(OWNER, "one")
-        await compute.create_volume(name, 16 * MIB)
+        await compute.create_volume(name, 16 * MIB, owner=OWNER)
         folder = await compute.volumes.folder(name)
         (folder / "kept").write_bytes(b"x" * MIB)
         os.sync()
-        await compute.create_volume(name, 16 * MIB)
+        await compute.create_volume(name, 16 * MIB, owner=OWNER)
         assert (folder / "kept").stat().st_size == MIB
         usage = await compute.volume_usage(name)
         assert (usage.size, usage.enforced) == (16 * MIB, images)
@@ -74,7 +74,7 @@ def test_verbs_are_idempotent(machine: Machine, images: bool) -> None:
         await compute.delete_volume(name)
         with pytest.raises(EngineError):
             await compute.volume_usage(name)
-        await compute.create_volume(name, 16 * MIB)
+        await compute.create_volume(name, 16 * MIB, owner=OWNER)
         assert list((await compute.volumes.folder(name)).iterdir()) == []
         await compute.delete_volume(name)
         assert list((machine.folder / "volumes").iterdir()) == []
@@ -88,7 +88,7 @@ def test_a_volume_outlives_jobs_and_servers(machine: Machine, images: bool) -> N
     how: dict[str, Any] = {"owner": OWNER, "volume": block("lasting")}
 
     async def first(server: Server, compute: LocalCompute) -> None:
-        await compute.create_volume(name, 16 * MIB)
+        await compute.create_volume(name, 16 * MIB, owner=OWNER)
         assert (await server.run("umask 077; echo one >> /data/lines", **how)).trouble is None
 
     async def second(server: Server, compute: LocalCompute) -> None:
@@ -105,7 +105,7 @@ def test_a_volume_outlives_jobs_and_servers(machine: Machine, images: bool) -> N
 @KIND
 def test_any_user_of_an_image_can_write(machine: Machine, images: bool) -> None:
     async def scenario(server: Server, compute: LocalCompute) -> None:
-        await compute.create_volume(key(OWNER, "open"), 16 * MIB)
+        await compute.create_volume(key(OWNER, "open"), 16 * MIB, owner=OWNER)
         server.image = machine.user_image or machine.image
         order = server.order(
             "id -u; echo hello > /data/note; cat /data/note", owner=OWNER, volume=block("open")
@@ -122,7 +122,7 @@ def test_any_user_of_an_image_can_write(machine: Machine, images: bool) -> None:
 
 def test_a_file_system_keeps_a_volume_below_its_size(machine: Machine) -> None:
     async def scenario(server: Server, compute: LocalCompute) -> None:
-        await compute.create_volume(key(OWNER, "small"), 16 * MIB)
+        await compute.create_volume(key(OWNER, "small"), 16 * MIB, owner=OWNER)
         script = "dd if=/dev/zero of=/data/large bs=1048576 count=32; test $? -ne 0 && echo refused"
         order = server.order(script, owner=OWNER, volume=block("small"))
         await compute.submit(order)
@@ -136,7 +136,7 @@ def test_a_file_system_keeps_a_volume_below_its_size(machine: Machine) -> None:
 
 def test_a_measured_volume_that_is_over_its_size_can_only_be_read(machine: Machine) -> None:
     async def scenario(server: Server, compute: LocalCompute) -> None:
-        await compute.create_volume(key(OWNER, "full"), MIB)
+        await compute.create_volume(key(OWNER, "full"), MIB, owner=OWNER)
         how: dict[str, Any] = {"owner": OWNER, "volume": block("full")}
         script = "dd if=/dev/zero of=/data/large bs=1048576 count=2 conv=fsync"
         assert (await server.run(script, **how)).trouble is None
@@ -154,7 +154,7 @@ def test_a_measured_volume_that_is_over_its_size_can_only_be_read(machine: Machi
 @KIND
 def test_a_volume_is_deleted_under_a_running_script(machine: Machine, images: bool) -> None:
     async def scenario(server: Server, compute: LocalCompute) -> None:
-        await compute.create_volume(key(OWNER, "going"), 16 * MIB)
+        await compute.create_volume(key(OWNER, "going"), 16 * MIB, owner=OWNER)
         order = server.order("echo x > /data/x; echo begun; sleep 60", owner=OWNER, volume=block("going"))
         await compute.submit(order)
         await said(server, order.name, "begun")
@@ -172,7 +172,7 @@ def test_what_a_crash_left_half_made_is_gone_after_a_start(machine: Machine, ima
     name = key(OWNER, "half")
 
     async def scenario(server: Server, compute: LocalCompute) -> None:
-        await compute.create_volume(name, 16 * MIB)
+        await compute.create_volume(name, 16 * MIB, owner=OWNER)
         await compute.volumes.folder(name)
 
     live(machine, images, scenario)
@@ -197,7 +197,7 @@ def test_a_missing_volume_fails_the_job_with_words(machine: Machine) -> None:
 
 def test_nothing_stays_mounted(machine: Machine) -> None:
     async def scenario(server: Server, compute: LocalCompute) -> None:
-        await compute.create_volume(key(OWNER, "idle"), 16 * MIB)
+        await compute.create_volume(key(OWNER, "idle"), 16 * MIB, owner=OWNER)
         await compute.volumes.folder(key(OWNER, "idle"))
         assert str(machine.folder) in Path("/proc/mounts").read_text()
 
@@ -207,7 +207,7 @@ def test_nothing_stays_mounted(machine: Machine) -> None:
 
 def test_a_measured_volume_hides_nothing_in_deep_folders(machine: Machine) -> None:
     async def scenario(server: Server, compute: LocalCompute) -> None:
-        await compute.create_volume(key(OWNER, "deep"), MIB)
+        await compute.create_volume(key(OWNER, "deep"), MIB, owner=OWNER)
         script = """
             cd /data; name=$(printf %0200d 0); i=0
             while [ $i -lt 40 ]; do mkdir $name && cd $name; i=$((i+1)); done

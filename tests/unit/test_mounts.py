@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oscar.compute.local.mount_merge import Act, Same, Step, merge
-from oscar.compute.local.mount_rclone import command, remote
 from oscar.errors import InvalidField
 from oscar.model.mount import FLAGS, flags, is_read_only
 from oscar.model.storage import MinIOProvider, S3Provider, WebDavProvider
+from oscar.supervisor.rclone import command, remote
 
 # --- flags -----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from oscar import telemetry
 from oscar.compute.base import Answer, Run
 from oscar.compute.crew import Crew, CrewStats, Limits, Yard
 from oscar.compute.crews import PATIENCE, Crews
+from oscar.compute.kubernetes.attachments import mount_of, secret_data
 from oscar.compute.kubernetes.cluster import Body, Changed, Cluster, Gone, Listed
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, POD, SECRET
 from oscar.compute.kubernetes.names import Names
@@ -25,6 +26,7 @@ from oscar.compute.kubernetes.sidecar import Heard, NotTaken
 from oscar.compute.kubernetes.worker_manifests import SET, SLOT, WORKER, Kit, Sidecar, kit_of
 from oscar.compute.kubernetes.workers import PodWorker, WorkerSet
 from oscar.errors import EngineError, InvocationTimeout, OscarError, Unavailable, Unsupported
+from oscar.model.event import decode
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.supervisor import wire
@@ -47,7 +49,7 @@ class PodInvokes:
         names: Names,
         sidecar: Sidecar,
         ensure: Callable[[str], Awaitable[str]],
-        own_store: Callable[[Run], Awaitable[MinIOProvider]],
+        own_store: Callable[[str], Awaitable[MinIOProvider]],
         limits: Limits | None = None,
         *,
         slot: str = "",
@@ -59,13 +61,13 @@ class PodInvokes:
             names: of the installation.
             sidecar: our container in the pods.
             ensure: makes an owner's namespace ready; its name.
-            own_store: the platform's store for a run, with the keys of its user, as pods reach it.
+            own_store: by a user's name, the platform's store with his keys, as pods reach it.
             limits: what the installation allows; `workers` 0 leaves it to the cluster.
             slot: tells this server's workers from those of others on the same database.
         """
         limits = limits or Limits()
         self._limits = replace(
-            limits, patience=max(limits.patience, PATIENT_S), workers=limits.workers or MOST
+            limits, patience=max(limits.patience, PATIENT_S), doubling=True, workers=limits.workers or MOST
         )
         self._cluster = cluster
         self._names = names
@@ -147,7 +149,9 @@ class PodInvokes:
                 if isinstance(run.payload, Path)
                 else run.payload
             )
-            order = wire.Order(run.job_id, run.hops, run.timeout, run.environment, await self._stores(run))
+            order = wire.Order(
+                run.job_id, run.hops, run.timeout, run.environment, await self._stores(run, payload)
+            )
             for _ in range(TRIES):
                 with contextlib.suppress(NotTaken):
                     return await self._once(run, order, payload)
@@ -179,11 +183,16 @@ class PodInvokes:
             elif not ended:
                 crew.end(place)
 
-    async def _stores(self, run: Run) -> wire.Stores | None:
+    async def _stores(self, run: Run, payload: bytes) -> wire.Stores | None:
         service = run.service
         if not (service.input or service.output or service.mount):
             return None
-        return wire.Stores(await self._own_store(run), service.storage_providers)
+        user = service.owner
+        if service.isolation_level == "USER" and service.bucket_list:
+            # A private bucket is its user's, and the owner has no right to it.
+            used = {record.bucket for record in decode(payload).records}
+            user = run.user if run.user and used & set(service.bucket_list) else user
+        return wire.Stores(await self._own_store(user), service.storage_providers)
 
     async def _crew(self, service: Service, *, renew: bool = False) -> Crew[Kit, PodWorker]:
         namespace = await self._ensure(service.owner)
@@ -191,7 +200,8 @@ class PodInvokes:
         crew = self._crews.get(service)
         if crew is not None and not renew:
             return crew
-        kit = kit_of(service, namespace, self._sidecar)
+        mounted = secret_data(await mount_of(service, self._own_store))
+        kit = kit_of(service, namespace, self._sidecar, mounted)
         before = self._current.get(key)
         if before is None or before.kit != kit:
             workers = self._set_of(kit)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from importlib import resources as package
 from typing import Any
 
+from oscar.compute.kubernetes.attachments import CACHE, CACHE_AT, attached
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, SECRET
+from oscar.compute.kubernetes.manifests import pull_secrets, resources, security
 from oscar.compute.kubernetes.names import DEFINITION, Names, service_object
 from oscar.model.secrets import without_secrets
 from oscar.model.service import Service
@@ -35,6 +37,13 @@ PORT = 8090
 SHARED = "/oscar/work"
 CONFIG = "/oscar/config"
 _OURS = "/run/oscar"
+_SERVE = f"""\
+trap 'kill -TERM $child' TERM
+python3 -m oscar.supervisor serve --folder={SHARED} --config={_OURS} --port={PORT} --log-limit={{log_limit}}{{mount}} &
+child=$!
+wait $child
+wait $child"""
+"""SIGTERM is lost on a first process without a handler, as Python is in its first moments: so a shell is the first."""
 _FOR_USER = ("script.sh", "function_config.yaml", "worker.sh", "environment")
 _FOR_SIDECAR = ("service.json", "key")
 
@@ -49,6 +58,8 @@ class Kit:
     image: str
     digest: str
     """Of all that the pod is made from."""
+    mounted: Mapping[str, bytes] = field(default_factory=dict, repr=False, compare=False)
+    """Variables of the service's mount, with its keys; see `attachments`."""
 
     @property
     def name(self) -> str:
@@ -67,20 +78,25 @@ class Sidecar:
     log_limit: int = 64 * 1024 * 1024
     grace: int = 330
     """Seconds that a request under way gets when its pod is to end."""
+    verify: bool = True
+    """Whether the certificate of the platform's own store is checked."""
 
 
-def kit_of(service: Service, namespace: str, sidecar: Sidecar, extra: Mapping[str, Any] | None = None) -> Kit:
+def kit_of(
+    service: Service, namespace: str, sidecar: Sidecar, mounted: Mapping[str, bytes] | None = None
+) -> Kit:
     """The kit of a definition with its secrets.
 
     Args:
         service: the definition.
         namespace: of its owner.
         sidecar: the other container.
-        extra: volumes of the service, see `volumes`.
+        mounted: variables of the service's mount.
     """
-    parts = [function_config(service), sorted(service_environment(service).items()), sidecar.image, extra]
+    keys = [(name, hashlib.sha256(value).hexdigest()) for name, value in sorted((mounted or {}).items())]
+    parts = [function_config(service), sorted(service_environment(service).items()), sidecar.image, keys]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return Kit(service, namespace, service.image, digest)
+    return Kit(service, namespace, service.image, digest, mounted or {})
 
 
 def files(kit: Kit, key: bytes) -> dict[str, bytes]:
@@ -88,14 +104,15 @@ def files(kit: Kit, key: bytes) -> dict[str, bytes]:
     service = kit.service
     shown = without_secrets(service)
     # The sidecar has the variables of the service to tell them from those of a call.
-    known = shown.model_copy(
-        update={"environment": service.environment, "token": service.token, "script": ""}
-    )
+    variables = service_environment(service)
+    secrets = {name: value for name, value in service.environment.secrets.items() if name in variables}
+    environment = service.environment.model_copy(update={"secrets": secrets})
+    known = shown.model_copy(update={"environment": environment, "token": service.token, "script": ""})
     return {
         "script.sh": service.script.encode("utf-8", "surrogateescape"),
         "function_config.yaml": function_config(service).encode(),
         "worker.sh": package.files("oscar.supervisor").joinpath("worker.sh").read_bytes(),
-        "environment": exports(service_environment(service)),
+        "environment": exports(variables),
         "service.json": known.model_dump_json().encode(),
         "key": key,
     }
@@ -111,7 +128,10 @@ def secret(names: Names, kit: Kit, name: str, key: bytes, *, slot: str) -> Body:
             "labels": names.labels(WORKER, kit.service.owner) | {SET: name, SLOT: slot},
         },
         "type": "Opaque",
-        "data": {path: base64.b64encode(content).decode() for path, content in files(kit, key).items()},
+        "data": {
+            path: base64.b64encode(content).decode()
+            for path, content in {**files(kit, key), **kit.mounted}.items()
+        },
     }
 
 
@@ -147,12 +167,12 @@ def deployment(names: Names, kit: Kit, name: str, sidecar: Sidecar, *, replicas:
 def pod_spec(kit: Kit, secret: str, sidecar: Sidecar) -> Body:
     """The pod of a worker."""
     service = kit.service
-    return {
+    spec: Body = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": sidecar.grace,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [sidecar_container(sidecar), user_container(service)],
+        "containers": [sidecar_container(sidecar, mounts=service.mount is not None), user_container(service)],
         "volumes": [
             {"name": "work", "emptyDir": {}},
             _files_volume("config", secret, _FOR_USER, 0o444),
@@ -160,6 +180,9 @@ def pod_spec(kit: Kit, secret: str, sidecar: Sidecar) -> Body:
         ],
         **pull_secrets(service),
     }
+    return attached(
+        spec, service, user=USER, secret=secret, data=kit.mounted, image=sidecar.image, verify=sidecar.verify
+    )
 
 
 def _files_volume(name: str, secret: str, paths: tuple[str, ...], mode: int) -> Body:
@@ -173,23 +196,25 @@ def _files_volume(name: str, secret: str, paths: tuple[str, ...], mode: int) -> 
     }
 
 
-def sidecar_container(sidecar: Sidecar) -> Body:
-    """Our container. It is root, without root's other powers, to read what the user of any image wrote."""
+def sidecar_container(sidecar: Sidecar, *, mounts: bool) -> Body:
+    """Our container. It is root, without root's other powers, to read what the user of any image wrote.
+
+    Args:
+        sidecar: what it is.
+        mounts: whether the service has a mount, whose files it waits for.
+    """
+    cache = [{"name": CACHE, "mountPath": CACHE_AT, "readOnly": True}] if mounts else []
+    serve = _SERVE.format(log_limit=sidecar.log_limit, mount=f" --mount-cache={CACHE_AT}" if mounts else "")
     return {
         "name": SIDECAR,
         "image": sidecar.image,
-        "command": [
-            "python3",
-            "-m",
-            "oscar.supervisor",
-            "serve",
-            f"--folder={SHARED}",
-            f"--config={_OURS}",
-            f"--port={PORT}",
-            f"--log-limit={sidecar.log_limit}",
-        ],
+        "command": ["/bin/sh", "-c", serve],
         "ports": [{"containerPort": PORT}],
-        "readinessProbe": {"httpGet": {"path": "/ready", "port": PORT}, "periodSeconds": 5},
+        "readinessProbe": {
+            "httpGet": {"path": "/ready", "port": PORT},
+            "periodSeconds": 5,
+            "timeoutSeconds": 5,
+        },
         "resources": {
             "requests": {"cpu": sidecar.cpu, "memory": sidecar.memory},
             "limits": {"memory": sidecar.memory_limit},
@@ -203,6 +228,7 @@ def sidecar_container(sidecar: Sidecar) -> Body:
         "volumeMounts": [
             {"name": "work", "mountPath": SHARED},
             {"name": "worker", "mountPath": _OURS, "readOnly": True},
+            *cache,
         ],
     }
 
@@ -218,6 +244,7 @@ def user_container(service: Service) -> Body:
         "livenessProbe": {
             "httpGet": {"path": "/alive", "port": PORT},
             "periodSeconds": 10,
+            "timeoutSeconds": 10,
             "failureThreshold": 3,
             "terminationGracePeriodSeconds": 1,
         },
@@ -228,30 +255,3 @@ def user_container(service: Service) -> Body:
             {"name": "config", "mountPath": CONFIG, "readOnly": True},
         ],
     }
-
-
-def resources(service: Service) -> Body:
-    """What the user's container needs: limits, which are its requests too."""
-    limits: Body = {"cpu": service.cpu, "memory": service.memory}
-    if service.enable_gpu:
-        limits["nvidia.com/gpu"] = "1"
-    if service.enable_sgx:
-        limits["sgx.intel.com/enclave"] = "1"
-    requests = {"cpu": service.cpu, "memory": service.memory}
-    if service.ephemeral_storage_request:
-        requests["ephemeral-storage"] = service.ephemeral_storage_request
-    return {"limits": limits, "requests": requests}
-
-
-def security(service: Service) -> Body:
-    """What beyond the default the user's container may."""
-    if service.enable_sgx:
-        return {"securityContext": {"capabilities": {"add": ["SYS_RAWIO"]}}}
-    return {}
-
-
-def pull_secrets(service: Service) -> Body:
-    """The Secrets with which the image is pulled."""
-    if not service.image_pull_secrets:
-        return {}
-    return {"imagePullSecrets": [{"name": name} for name in service.image_pull_secrets]}

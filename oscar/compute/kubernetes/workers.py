@@ -78,6 +78,16 @@ class WorkerSet:
         self._bound[pod["metadata"]["name"]] = worker
         return pod
 
+    async def another(self, worker: PodWorker) -> Body:
+        """The next pod that comes, in the place of one that the cluster has removed."""
+        self._bound.pop(worker.pod, None)
+        place: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        self._match()
+        pod = await place
+        self._bound[pod["metadata"]["name"]] = worker
+        return pod
+
     async def shrink(self, pod: str, *, at_once: bool) -> None:
         """That pod less; it has gone when this returns.
 
@@ -88,15 +98,19 @@ class WorkerSet:
         worker = self._bound[pod]
         self._wanted -= 1
         namespace = self.kit.namespace
-        mark: Body = {"metadata": {"annotations": {_COST: "-1000"}}}
-        lowered = self._there is not None and self._wanted < self._there
-        if lowered:
-            await self._cluster.merge(POD, pod, mark, namespace)
+        if at_once:
+            # Before the number is lowered, for which the cluster would end some pod with all the time of a drain.
+            await self._cluster.delete(POD, pod, namespace, grace=1)
             await self._scale()
-        if lowered and not at_once:
-            await worker.passes(lambda body: body is None or _is_leaving(body), _CHOICE_S)
-        if at_once or not (worker.body is None or _is_leaving(worker.body)):
-            await self._cluster.delete(POD, pod, namespace, grace=1 if at_once else None)
+        else:
+            lowered = self._there is not None and self._wanted < self._there
+            if lowered:
+                mark: Body = {"metadata": {"annotations": {_COST: "-1000"}}}
+                await self._cluster.merge(POD, pod, mark, namespace)
+                await self._scale()
+                await worker.passes(lambda body: body is None or _is_leaving(body), _CHOICE_S)
+            if not (worker.body is None or _is_leaving(worker.body)):
+                await self._cluster.delete(POD, pod, namespace)
         if not await worker.passes(lambda body: body is None, _GONE_S):
             raise EngineError(f"the pod {pod} does not end")
         self._bound.pop(pod, None)
@@ -202,7 +216,8 @@ class PodWorker:
         """The pod as the cluster has it; None when it has none."""
         self._set = workers
         self._cluster = cluster
-        self._pod = ""
+        self.pod = ""
+        """Its name."""
         self._line: Line | None = None
         self._changed = asyncio.Event()
         self._tell: Callable[[str], None] | None = None
@@ -219,33 +234,36 @@ class PodWorker:
         try:
             async with asyncio.timeout(wait):
                 self.body = await self._set.grow(self)
-                self._pod = self.body["metadata"]["name"]
-                await self._listen()
+                self.pod = self.body["metadata"]["name"]
+                while not await self._listen():
+                    self.body = await self._set.another(self)
+                    self.pod = self.body["metadata"]["name"]
+                    self._why_dead = ""
         except TimeoutError:
             why = _why_pending(self.body) if self.body else await self._set.trouble()
             raise EngineError(
                 f"the worker did not start in {wait:g} s" + (f": {why}" if why else "")
             ) from None
         finally:
-            if not self._pod:
+            if not self.pod:
                 await self._set.give_back()
         self._clean = True
 
-    async def _listen(self) -> None:
-        """Wait until the pod has an address and its loop listens."""
+    async def _listen(self) -> bool:
+        """Wait until the pod has an address and its loop listens; False when the cluster has removed it."""
         while True:
             body = self.body
             if body is None or _is_leaving(body):
-                raise EngineError("the worker's pod was removed while it started")
+                return False
             if (words := _refused(body)) is not None:
                 raise words
             if _restarts(body):
                 raise EngineError(f"the worker ended at its start{await self._last_words()}")
             address = body.get("status", {}).get("podIP")
             if address:
-                self._line = self._line or Line(address, PORT)
+                self._line = Line(address, PORT)
                 if await self._is_ready(self._line):
-                    return
+                    return True
             self._changed.clear()
             try:
                 async with asyncio.timeout(_LOOK_S if address else None):
@@ -288,9 +306,9 @@ class PodWorker:
         self._tell = None
         if self._line is not None:
             self._line.close()
-        if self._pod:
-            await self._set.shrink(self._pod, at_once=not self._clean)
-            self._pod = ""
+        if self.pod:
+            await self._set.shrink(self.pod, at_once=not self._clean)
+            self.pod = ""
         self._set.hired -= 1
         if self._set.retired and not self._set.hired:
             await self._set.remove()
@@ -394,7 +412,7 @@ class PodWorker:
         words = _end_of(self.body) if self.body else ""
         try:
             said = b""
-            async for piece in self._cluster.log(self._pod, self._set.kit.namespace, USER, tail=5):
+            async for piece in self._cluster.log(self.pod, self._set.kit.namespace, USER, tail=5):
                 said += piece
         except OscarError:
             return words

@@ -156,7 +156,7 @@ class LocalCompute:
 
     # Volumes.
 
-    async def create_volume(self, key: str, size: int) -> None:
+    async def create_volume(self, key: str, size: int, *, owner: str) -> None:  # noqa: ARG002 - a key is enough here
         """See `HasVolumes.create_volume`."""
         await self.volumes.create(key, size)
 

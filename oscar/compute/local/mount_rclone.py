@@ -18,94 +18,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from oscar.compute.local.pids import end_of
-from oscar.errors import EngineError, InvalidField, StorageError
-from oscar.model.storage import MinIOProvider, S3Provider, WebDavProvider
-from oscar.objects.webdav import address
+from oscar.errors import EngineError, StorageError
+from oscar.supervisor.rclone import VARIABLES, command, dirty
 
-REMOTE = "mounted"
-_PREFIX = f"RCLONE_CONFIG_{REMOTE.upper()}_"
-_DEFAULTS = (
-    "--vfs-cache-mode=writes",
-    "--vfs-cache-max-size=1Gi",
-    "--vfs-write-back=200ms",
-    "--dir-cache-time=2s",
-    "--umask=000",
-    "--dir-perms=0777",
-    "--file-perms=0777",
-    "--contimeout=15s",
-    "--timeout=60s",
-    "--low-level-retries=3",
-)
-"""Before the user's own, which win: any user of an image may write, and a dead server is an error, not a wait."""
 _READY_WITHIN = 30.0
 _END_WITHIN = 15.0
 _FLUSH_STUCK = 120.0
 """Seconds without progress after which files that are not stored yet are given up."""
 _PAUSE = 0.05
-
-
-def command(program: str, path: str, target: Path, cache: Path, flags: Sequence[str]) -> list[str]:
-    """The command line of a mount; pure.
-
-    Args:
-        program: rclone.
-        path: bucket and folder, or the path of a WebDAV server.
-        target: the folder to mount at.
-        cache: where it keeps files that it has not stored yet.
-        flags: checked ones, from `model.mount.flags`.
-    """
-    return [
-        program,
-        "mount",
-        f"{REMOTE}:{path}",
-        str(target),
-        "--config=/dev/null",
-        f"--cache-dir={cache}",
-        "--allow-other",
-        "--log-level=NOTICE",
-        *_DEFAULTS,
-        *flags,
-    ]
-
-
-def remote(provider: MinIOProvider | S3Provider | WebDavProvider, *, password: str = "") -> dict[str, str]:
-    """The variables by which rclone knows the remote; pure.
-
-    Args:
-        provider: with its keys.
-        password: of a WebDAV server, as `obscured` gives it.
-    """
-    match provider:
-        case MinIOProvider():
-            values = {
-                "TYPE": "s3",
-                "PROVIDER": "Minio",
-                "ENDPOINT": provider.endpoint,
-                "ACCESS_KEY_ID": provider.access_key,
-                "SECRET_ACCESS_KEY": provider.secret_key,
-                "REGION": provider.region,
-                "FORCE_PATH_STYLE": "true",
-                # Making a bucket is the platform's affair, and these keys may not do it.
-                "NO_CHECK_BUCKET": "true",
-            }
-        case S3Provider():
-            values = {
-                "TYPE": "s3",
-                "PROVIDER": "AWS",
-                "ACCESS_KEY_ID": provider.access_key,
-                "SECRET_ACCESS_KEY": provider.secret_key,
-                "REGION": provider.region,
-                "NO_CHECK_BUCKET": "true",
-            }
-        case WebDavProvider():
-            values = {
-                "TYPE": "webdav",
-                "URL": address(provider.hostname, "storage_providers.webdav"),
-                "VENDOR": "other",
-                "USER": provider.login,
-                "PASS": password,
-            }
-    return {f"{_PREFIX}{name}": value for name, value in values.items() if value}
 
 
 async def obscured(program: str, secret: str) -> str:
@@ -195,10 +115,10 @@ class RcloneMount:
         loop = asyncio.get_running_loop()
         left: set[str] = set()
         since = loop.time()
-        while dirty := await asyncio.to_thread(self._dirty):
-            if dirty != left:
-                left, since = dirty, loop.time()
-            names = ", ".join(sorted(dirty)[:5])
+        while waiting := await asyncio.to_thread(dirty, self._cache):
+            if waiting != left:
+                left, since = waiting, loop.time()
+            names = ", ".join(sorted(waiting)[:5])
             if not self.alive:
                 raise StorageError(f"the mount died before these files were stored: {names}")
             if loop.time() - since > _FLUSH_STUCK:
@@ -255,21 +175,6 @@ class RcloneMount:
         record = {"pid": self._child.pid, "start": _start_time(self._child.pid)}
         (self._place / "pid").write_text(json.dumps(record))
 
-    def _dirty(self) -> set[str]:
-        """Files that wait to be stored, by what rclone notes beside its cache."""
-        notes = self._cache / "vfsMeta"
-        found = set()
-        for place, _, files in os.walk(notes):
-            for name in files:
-                path = Path(place, name)
-                try:
-                    data = json.loads(path.read_bytes())
-                except (OSError, ValueError):
-                    data = {"Dirty": path.exists()}  # being written just now
-                if data.get("Dirty"):
-                    found.add(str(path.relative_to(notes)).partition("/")[2])
-        return found
-
 
 async def probe(folder: Path) -> str:
     """Try a mount of a folder of this machine; what is in the way, empty when it works.
@@ -285,7 +190,7 @@ async def probe(folder: Path) -> str:
     await asyncio.to_thread((source / "probe").write_bytes, b"probe")
     mount = RcloneMount(folder)
     try:
-        await mount.start(program, str(source), {f"{_PREFIX}TYPE": "local"}, ())
+        await mount.start(program, str(source), {f"{VARIABLES}TYPE": "local"}, ())
         if await asyncio.to_thread((mount.target / "probe").read_bytes) != b"probe":
             return "a mount does not show what it should"
     except (StorageError, OSError) as error:
@@ -293,13 +198,6 @@ async def probe(folder: Path) -> str:
     finally:
         await mount.stop()
     return ""
-
-
-def webdav_password(provider: WebDavProvider) -> str:
-    """The password of a WebDAV provider, refused when a login has none."""
-    if provider.login and not provider.password:
-        raise InvalidField("the WebDAV provider has no password", field="storage_providers.webdav")
-    return provider.password
 
 
 def _surroundings(env: Mapping[str, str]) -> dict[str, str]:

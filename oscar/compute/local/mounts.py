@@ -22,13 +22,14 @@ from typing import Any
 from oscar import telemetry
 from oscar.compute.local.engine import Engine, Mount
 from oscar.compute.local.mount_mirror import Mirror
-from oscar.compute.local.mount_rclone import RcloneMount, obscured, probe, remote, webdav_password
+from oscar.compute.local.mount_rclone import RcloneMount, obscured, probe
 from oscar.errors import EngineError, InvalidField, OscarError, StorageError, Unsupported
 from oscar.model.mount import flags, is_read_only
 from oscar.model.service import MOUNTS, Service
 from oscar.model.storage import MinIOProvider, ProviderType, S3Provider, StorageIOConfig, WebDavProvider
 from oscar.objects.base import FileStore
 from oscar.supervisor.plan import is_own
+from oscar.supervisor.rclone import remote, webdav_password
 from oscar.supervisor.trees import remove_tree
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
