@@ -247,7 +247,31 @@ class Settings(BaseSettings):
         "measured; auto takes an image where that works",
     )
 
+    volume_class: str = _env(
+        "OSCAR_VOLUME_STORAGE_CLASS",
+        "",
+        "Storage class of new volumes; the cluster's default when empty (Kubernetes)",
+    )
+    volume_mode: Literal["ReadWriteMany", "ReadWriteOnce"] = _env(
+        "OSCAR_VOLUME_ACCESS_MODE",
+        "ReadWriteMany",
+        "How pods share a volume; ReadWriteOnce keeps those of a service on one node (Kubernetes)",
+    )
+
     # Exposed services
+    route_kind: Literal["", "ingress", "httproute"] = _env(
+        "EXPOSED_SERVICES_ROUTE_KIND",
+        "",
+        "A direct way to exposed services: ingress or httproute; through this server when empty (Kubernetes)",
+    )
+    ingress_host: str = _env("INGRESS_HOST", "", "Host name of these ways; any when empty (Kubernetes)")
+    ingress_class: str = _env(
+        "OSCAR_INGRESS_CLASS", "nginx", "Class of the Ingresses of exposed services (Kubernetes)"
+    )
+    gateway: str = _env(
+        "HTTPROUTE_GATEWAY_NAME", "", "Gateway that the HTTPRoutes of exposed services belong to (Kubernetes)"
+    )
+    gateway_namespace: str = _env("HTTPROUTE_GATEWAY_NAMESPACE", "", "Namespace of that Gateway (Kubernetes)")
     exposed_wait: float = _env(
         "OSCAR_EXPOSED_WAIT_SECONDS", 10, "Seconds that a request waits for a service's first replica", ge=0
     )

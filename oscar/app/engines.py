@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from oscar import telemetry
@@ -28,6 +29,10 @@ from oscar.model.storage import MinIOProvider
 from oscar.objects.base import ObjectStore
 from oscar.objects.reach import reach_of
 from oscar.settings import Settings
+
+if TYPE_CHECKING:
+    from oscar.compute.kubernetes.cluster import Cluster
+    from oscar.compute.kubernetes.routes import Way
 
 log = telemetry.get("app")
 
@@ -129,13 +134,19 @@ async def _local(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
 
 async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
     """A cluster as an engine."""
+    from oscar.compute.crew import Limits
     from oscar.compute.kubernetes.backend import KubernetesCompute, Options, installation_bucket
     from oscar.compute.kubernetes.cluster import Cluster, config
+    from oscar.compute.kubernetes.exposed import PodExposes
     from oscar.compute.kubernetes.launch import Launcher, Wares
     from oscar.compute.kubernetes.logs import Logs
     from oscar.compute.kubernetes.manifests import Staging
     from oscar.compute.kubernetes.names import Names
+    from oscar.compute.kubernetes.routes import Routes
+    from oscar.compute.kubernetes.sync import PodInvokes
     from oscar.compute.kubernetes.tenancy import Tenancy
+    from oscar.compute.kubernetes.volumes import ClaimVolumes
+    from oscar.compute.kubernetes.worker_manifests import Sidecar
 
     settings = ground.settings
     if not settings.image:
@@ -162,6 +173,38 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
         staging,
         scheduler="yunikorn" if settings.yunikorn else "",
     )
+    workers = PodInvokes(
+        cluster,
+        names,
+        Sidecar(settings.image, grace=settings.read_timeout + 30, verify=settings.minio_tls_verify),
+        tenancy.ensure,
+        own_store,
+        Limits(
+            queue=settings.worker_queue,
+            wait=settings.worker_wait,
+            idle=settings.worker_idle,
+            drain=settings.drain,
+            start=settings.worker_wait,
+            workers=settings.max_workers,
+        ),
+    )
+    exposes = PodExposes(
+        cluster,
+        names,
+        tenancy.ensure,
+        Routes(cluster, names, await _way(settings, cluster)),
+        own_store,
+        image=settings.image,
+        drain=settings.exposed_drain,
+        verify=settings.minio_tls_verify,
+    )
+    volumes = ClaimVolumes(
+        cluster,
+        names,
+        tenancy.ensure,
+        storage_class=settings.volume_class,
+        mode=settings.volume_mode,
+    )
     compute = KubernetesCompute(
         cluster,
         names,
@@ -169,6 +212,50 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
         launcher,
         Logs(ground.objects, bucket, folder),
         Options(staging, kueue=settings.kueue, waiting=settings.waiting_runs),
+        workers,
     )
     await begin(compute, stack)
-    return Engine(compute=compute, paces=compute, nodes=compute, quotas=compute, reconciles=compute)
+    stack.push_async_callback(exposes.stop)
+    await exposes.start()
+    stack.push_async_callback(workers.stop)
+    await workers.start()
+    return Engine(
+        compute=compute,
+        invokes=workers,
+        exposes=exposes,
+        holds=volumes,
+        paces=compute,
+        nodes=compute,
+        quotas=compute,
+        reconciles=compute,
+    )
+
+
+async def _way(settings: Settings, cluster: Cluster) -> Way:
+    """The direct way to exposed services that the settings ask for."""
+    from oscar.compute.kubernetes.kinds import HTTP_ROUTE, MIDDLEWARE
+    from oscar.compute.kubernetes.routes import Way
+
+    kind = settings.route_kind
+    if kind == "httproute" and not settings.gateway:
+        raise EngineMissing(
+            "HTTPRoutes need a Gateway", field="HTTPROUTE_GATEWAY_NAME", fix="name the Gateway of the cluster"
+        )
+    if kind == "httproute" and not await cluster.serves(HTTP_ROUTE):
+        raise EngineMissing(
+            "The cluster has no HTTPRoutes",
+            field="EXPOSED_SERVICES_ROUTE_KIND",
+            fix="install the Gateway API",
+        )
+    return Way(
+        kind=kind,
+        host=settings.ingress_host,
+        ingress_class=settings.ingress_class,
+        gateway=settings.gateway,
+        gateway_namespace=settings.gateway_namespace,
+        traefik=kind == "httproute" and await cluster.serves(MIDDLEWARE),
+        api_url=settings.internal_url,
+        cors_origins=", ".join(settings.cors_origins),
+        cors_methods=settings.cors_methods,
+        cors_headers=settings.cors_headers,
+    )

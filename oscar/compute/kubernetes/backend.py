@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from oscar import telemetry
 from oscar.compute.base import Capacity, LogLine, Pace, Phase, Run, RunState
@@ -57,6 +57,19 @@ class Options:
     """Runs that may wait for a place in the cluster."""
 
 
+class Beside(Protocol):
+    """A part of the engine that has objects of its own for a service: warm workers, servers of models."""
+
+    async def apply(self, service: Service) -> None:
+        """See `Compute.apply`."""
+
+    async def remove(self, owner: str, name: str) -> None:
+        """See `Compute.remove`."""
+
+    def check(self, service: Service) -> list[str]:
+        """See `Compute.check`."""
+
+
 class KubernetesCompute:
     """Implements `Compute` with the Jobs of a cluster."""
 
@@ -68,8 +81,19 @@ class KubernetesCompute:
         launcher: Launcher,
         logs: Logs,
         options: Options,
+        *beside: Beside,
     ) -> None:
-        """Put it together; nothing happens before `start`."""
+        """Put it together; nothing happens before `start`.
+
+        Args:
+            cluster: the way to the API server.
+            names: of the installation.
+            tenancy: the namespaces of owners.
+            launcher: makes the objects of runs.
+            logs: keeps what they said.
+            options: what the settings say.
+            beside: what else a service has in the cluster.
+        """
         if not names.installation:
             # Without it nothing could be told from another installation's.
             raise EngineMissing(
@@ -81,6 +105,7 @@ class KubernetesCompute:
         self._launcher = launcher
         self._logs = logs
         self._options = options
+        self._beside = beside
         self._runs = Runs()
         self._nodes: dict[str, Body] = {}
         self._changes: asyncio.Queue[RunState] | None = None
@@ -165,12 +190,16 @@ class KubernetesCompute:
             self._prefetched.add(place)
         else:
             await self._drop_prefetch(place)
+        for other in self._beside:
+            await other.apply(service)
 
     async def remove(self, owner: str, service_name: str) -> None:
         """See `Compute.remove`."""
         self._applied.pop((owner, service_name), None)
         namespace = self.names.namespace_of(owner)
         await self._drop_prefetch((namespace, service_object(service_name, PREFETCH)))
+        for other in self._beside:
+            await other.remove(owner, service_name)
 
     async def _drop_prefetch(self, place: tuple[str, str]) -> None:
         if place in self._prefetched:
@@ -539,7 +568,7 @@ class KubernetesCompute:
             warnings.append("enable_sgx: no node of the cluster has SGX now; jobs wait for one")
         if service.interlink_node_name and service.interlink_node_name not in self._nodes:
             warnings.append(f"interlink_node_name: the cluster has no node {service.interlink_node_name} now")
-        return warnings
+        return [*warnings, *(words for other in self._beside for words in other.check(service))]
 
     # Tenants.
 

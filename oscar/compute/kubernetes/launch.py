@@ -14,6 +14,8 @@ from pathlib import Path
 from oscar import telemetry
 from oscar.compute.base import Run
 from oscar.compute.kubernetes import manifests
+from oscar.compute.kubernetes.attachments import mount_of
+from oscar.compute.kubernetes.attachments import secret_data as mounted_data
 from oscar.compute.kubernetes.cluster import Body, Cluster, ClusterError
 from oscar.compute.kubernetes.kinds import JOB, SECRET
 from oscar.compute.kubernetes.manifests import Files, Place, Staging
@@ -197,7 +199,8 @@ class Launcher:
             payload_url=urls.get("payload", ""),
             script_url=urls.get("script", ""),
         )
-        return Files(order.as_file(), kept.get("payload"), kept.get("script")), environment
+        mounted = mounted_data(await mount_of(run.service, self._wares.keys))
+        return Files(order.as_file(), kept.get("payload"), kept.get("script"), mounted), environment
 
     @staticmethod
     def _environment(run: Run, payload: bytes) -> tuple[dict[str, str], str]:

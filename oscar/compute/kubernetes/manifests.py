@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from oscar.compute.base import Run
 from oscar.compute.kubernetes import interlink
+from oscar.compute.kubernetes.attachments import attached
 from oscar.compute.kubernetes.kinds import DAEMON_SET, JOB, SECRET
 from oscar.compute.kubernetes.names import DEFINITION, RUN, Names, digest, object_name, service_object
 from oscar.model.service import Service
@@ -81,6 +82,8 @@ class Files:
     order: bytes
     payload: bytes | None
     script: bytes | None
+    mounted: Mapping[str, bytes] = field(default_factory=dict)
+    """Variables of the service's mount, for its container alone; see `attachments`."""
 
     def as_dict(self) -> dict[str, bytes]:
         """By their names."""
@@ -172,6 +175,7 @@ def pod_spec(run: Run, place: Place, files: Files, environment: Mapping[str, str
         **pull_secrets(service),
         **({"schedulerName": place.scheduler} if place.scheduler else {}),
     }
+    spec = attached(spec, service, user=USER, secret=secret, data=files.mounted, image=place.staging.image)
     return interlink.adapted(spec, service) if service.interlink_node_name else spec
 
 
@@ -275,7 +279,7 @@ def secret(
         environment: the variables of the script.
         owner: the Job as the API server made it.
     """
-    data = {**files.as_dict(), **secret_data(environment)}
+    data = {**files.as_dict(), **secret_data(environment), **files.mounted}
     return {
         **SECRET.head,
         "metadata": {
