@@ -38,6 +38,22 @@ def _split(value: object) -> object:
 Commas = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
+_PODS = (
+    'namespace=~"{{services_namespace}}",'
+    'pod=~"{{service}}-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|worker|dlp)-.*"'
+)
+_CPU = f'container_cpu_usage_seconds_total{{{_PODS},container!=""}}'
+# Not `increase`: that knows nothing of a pod that was seen once, and short jobs are.
+_CPU_QUERY = (
+    f"(sum(max_over_time({_CPU}[{{{{range}}}}])) - (sum({_CPU} offset {{{{range}}}} and "
+    f"max_over_time({_CPU}[{{{{range}}}}])) or vector(0))) / 3600"
+)
+_GPU_QUERY = (
+    f'sum(sum_over_time(kube_pod_container_resource_requests{{{_PODS},resource="nvidia_com_gpu"}}'
+    "[{{range}}:1m])) / 60"
+)
+
+
 class Settings(BaseSettings):
     """Every setting with its environment variable, default and meaning."""
 
@@ -347,6 +363,38 @@ class Settings(BaseSettings):
     country_database: Path | None = _env(
         "OSCAR_COUNTRY_DATABASE", None, "File in MMDB format that tells the country of an address"
     )
+    # Metrics
+    loki_url: str = _env(
+        "LOKI_URL", "", "Loki, from whose logs requests are counted; our own records when empty"
+    )
+    loki_query: str = _env(
+        "LOKI_QUERY",
+        '{namespace="{{namespace}}", app="{{app}}"} |= "GIN-EXECUTIONS-LOGGER"',
+        "LogQL that gives the lines of calls; placeholders {{namespace}}, {{app}}, {{service}} (a regular expression)",
+    )
+    loki_exposed_query: str = _env(
+        "LOKI_EXPOSED_QUERY",
+        '{namespace="{{namespace}}", app="{{app}}"} |~ "/system/services/.+/exposed"',
+        "LogQL that gives the lines of requests to exposed services; the same placeholders",
+    )
+    loki_exposed_namespace: str = _env(
+        "LOKI_EXPOSED_NAMESPACE", "ingress-nginx", "{{namespace}} of LOKI_EXPOSED_QUERY"
+    )
+    loki_exposed_app: str = _env("LOKI_EXPOSED_APP", "ingress-nginx", "{{app}} of LOKI_EXPOSED_QUERY")
+    prometheus_url: str = _env(
+        "PROMETHEUS_URL",
+        "",
+        "Prometheus, which knows CPU and GPU hours; when empty "
+        "http://prometheus-server.monitoring.svc.cluster.local on Kubernetes, else none",
+    )
+    prometheus_cpu_query: str = _env(
+        "PROMETHEUS_CPU_QUERY",
+        _CPU_QUERY,
+        "PromQL of CPU hours; placeholders {{service}}, {{range}}, {{services_namespace}} (regular expressions)",
+    )
+    prometheus_gpu_query: str = _env(
+        "PROMETHEUS_GPU_QUERY", _GPU_QUERY, "PromQL of GPU hours; the same placeholders"
+    )
     log_json: bool = _env("OSCAR_LOG_JSON", False, "Write the server's log as JSON lines")
     log_level: str = _env("OSCAR_LOG_LEVEL", "INFO", "Least level of the server's log")
 
@@ -400,6 +448,13 @@ class Settings(BaseSettings):
     def url_inside(self) -> str:
         """The API's address for MinIO and pods."""
         return self.internal_url or self.url
+
+    @property
+    def prometheus(self) -> str:
+        """Where Prometheus is; empty for none."""
+        on_kubernetes = str(self.engine) == "kubernetes"
+        default = "http://prometheus-server.monitoring.svc.cluster.local" if on_kubernetes else ""
+        return self.prometheus_url or default
 
     @property
     def server_log(self) -> Path:

@@ -22,7 +22,8 @@ def shown(default: object) -> str:
         return f"`{str(default).lower()}`"
     if isinstance(default, tuple):
         return f"`{','.join(default)}`"
-    return f"`{default}`"
+    # Inside of a table, a | would end the cell.
+    return f"`{default}`".replace("|", "\\|")
 
 
 def table() -> str:

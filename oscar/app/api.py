@@ -33,9 +33,9 @@ from oscar.app.lifespan import lifespan
 from oscar.app.render import ERROR_SCHEMA, install, render
 from oscar.app.start import Gate, Start
 from oscar.compute.base import Compute
+from oscar.core.executions import Executions
 from oscar.core.platform import Signals
 from oscar.model.service import Service
-from oscar.serverlog import ServerLog
 from oscar.settings import Settings
 
 
@@ -77,11 +77,9 @@ def build(
         app.include_router(router)
     install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    kept = ServerLog(settings.server_log / "requests.log")
+    executions = Executions(as_json=settings.log_json, keep=settings.server_log / "requests.log")
     front = Front(app, short(runs.router, runs.run_service), short(jobs.router, jobs.submit_job))
-    return Edge(
-        Gate(ExposedProxy(front, app, render), begun), as_json=settings.log_json, keep=kept
-    ), signals.work
+    return Edge(Gate(ExposedProxy(front, app, render), begun), executions), signals.work
 
 
 def _said_once(answer: dict[str, Any]) -> None:

@@ -6,17 +6,15 @@ queries keep working.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from datetime import UTC, datetime
 from typing import Any
 
+from oscar.core.executions import Executions, access_of
 from oscar.core.requests import Incoming
-from oscar.serverlog import ServerLog
+from oscar.model.access_log import target
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,8 +23,6 @@ App = Callable[
 ]
 
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-LOGGER = "GIN-EXECUTIONS-LOGGER"
-_LOGGED = ("/job/", "/run/")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -41,11 +37,10 @@ _EXPOSED = re.compile(r"/system/services/[^/]+/exposed(/|$)")
 class Edge:
     """Middleware around the whole application."""
 
-    def __init__(self, app: App, *, as_json: bool = False, keep: ServerLog | None = None) -> None:
-        """Wrap that application; `as_json` chooses the form of the request log, which is also kept in `keep`."""
+    def __init__(self, app: App, executions: Executions) -> None:
+        """Wrap that application; calls of services are logged there."""
         self._app = app
-        self._json = as_json
-        self._keep = keep
+        self._executions = executions
 
     async def __call__(
         self,
@@ -83,12 +78,18 @@ class Edge:
             seconds = time.perf_counter() - started
             if incoming.service is not None:
                 scope["app"].state.platform.recorder.add(incoming, status=status, seconds=seconds)
-            if scope["path"].startswith(_LOGGED):
-                line = _line(scope, incoming, status, seconds)
-                sys.stdout.write(_json_line(scope, incoming, status, seconds) if self._json else line)
-                sys.stdout.flush()
-                if self._keep is not None:
-                    self._keep.write(line)
+            if target(scope["path"]) is not None:
+                self._executions.write(
+                    access_of(
+                        incoming,
+                        method=scope.get("method", "GET"),
+                        path=scope["path"],
+                        status=status,
+                        seconds=seconds,
+                        country=_country(scope, incoming),
+                        request_id=scope["oscar.request_id"],
+                    )
+                )
 
 
 def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:
@@ -98,30 +99,7 @@ def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     return [*_HEADERS, _HTTPS_ONLY] if scope["scheme"] == "https" else _HEADERS
 
 
-def _line(scope: Scope, incoming: Incoming, status: int, seconds: float) -> str:
-    # [GIN-EXECUTIONS-LOGGER] <RFC3339Nano UTC> | <status> | <latency> | <ip> | <METHOD> <path> | <user>
-    path = scope["path"].encode("unicode_escape").decode()
-    user = incoming.caller.id if incoming.caller else "-"
-    return (
-        f"[{LOGGER}] {_now()} | {status} | {seconds * 1000:.3f}ms | {incoming.address or '-'} | "
-        f"{scope['method']} {path} | {user}\n"
-    )
-
-
-def _json_line(scope: Scope, incoming: Incoming, status: int, seconds: float) -> str:
-    fields = {
-        "logger": LOGGER,
-        "time": _now(),
-        "status": status,
-        "latency_ms": round(seconds * 1000, 3),
-        "address": incoming.address,
-        "method": scope["method"],
-        "path": scope["path"],
-        "user": incoming.caller.id if incoming.caller else "",
-        "request_id": scope["oscar.request_id"],
-    }
-    return json.dumps(fields) + "\n"
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+def _country(scope: Scope, incoming: Incoming) -> str:
+    """Where it came from; empty before the platform is there."""
+    platform = getattr(scope["app"].state, "platform", None) if "app" in scope else None
+    return platform.recorder.country_of(incoming.address) if platform else ""

@@ -20,6 +20,7 @@ from oscar.compute.base import (
     HasQuotas,
     HasVolumes,
     Invokes,
+    Measures,
     Paces,
     Reconciles,
 )
@@ -49,6 +50,7 @@ class Engine:
     nodes: HasNodes | None = None
     quotas: HasQuotas | None = None
     reconciles: Reconciles | None = None
+    measures: tuple[Measures, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ async def _local(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
     )
     stack.push_async_callback(exposes.stop)
     await exposes.start()
-    return Engine(compute=local, invokes=local, holds=local, exposes=exposes)
+    return Engine(compute=local, invokes=local, holds=local, exposes=exposes, measures=(local, exposes))
 
 
 async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:

@@ -6,18 +6,79 @@ Prometheus where `PROMETHEUS_URL` is set or the engine is Kubernetes, else from 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Sequence
+
+from oscar.compute.base import Measures
 from oscar.core.platform import Figures
 from oscar.settings import Settings
 from oscar.sources.base import RequestSource, UsageSource
+from oscar.sources.templates import regex
 from oscar.state.metrics import RecordedRequests
 from oscar.state.store import Store
 from oscar.state.usage_hours import UsedHours
 
 
-def open_figures(settings: Settings, store: Store) -> Figures:
-    """The sources that the settings name."""
+def open_figures(
+    settings: Settings,
+    store: Store,
+    country_of: Callable[[str], str],
+    measures: Sequence[Measures],
+    stack: contextlib.AsyncExitStack,
+) -> Figures:
+    """The sources that the settings name.
+
+    Args:
+        settings: all.
+        store: our own records.
+        country_of: the country of an address.
+        measures: what tells of warm workers and replicas.
+        stack: closes what is opened.
+    """
     recorded = RecordedRequests(store, keep=settings.requests_ttl)
     used = UsedHours(store, keep=settings.requests_ttl)
-    requests: RequestSource = recorded
-    usage: UsageSource = used
-    return Figures(requests, usage, recorded, used)
+    requests = _loki(settings, country_of, stack) if settings.loki_url else recorded
+    usage = _prometheus(settings, stack) if settings.prometheus else used
+    return Figures(requests, usage, recorded, used, measures)
+
+
+def _loki(
+    settings: Settings, country_of: Callable[[str], str], stack: contextlib.AsyncExitStack
+) -> RequestSource:
+    # Only who asks for it pays for a client of HTTP.
+    import httpx2
+
+    from oscar.sources.lines import LogRequests
+    from oscar.sources.loki import LokiLines, Query
+
+    client = httpx2.AsyncClient(base_url=settings.loki_url.rstrip("/"))
+    stack.push_async_callback(client.aclose)
+    calls = Query(
+        "loki",
+        settings.loki_query,
+        {"namespace": settings.namespace, "app": settings.name},
+        path="/(job|run)/%s",
+    )
+    exposed = Query(
+        "exposed-request-logs",
+        settings.loki_exposed_query,
+        {"namespace": settings.loki_exposed_namespace, "app": settings.loki_exposed_app},
+        path="/system/services/%s/exposed",
+    )
+    return LogRequests(lambda: LokiLines(client, calls), lambda: LokiLines(client, exposed), country_of)
+
+
+def _prometheus(settings: Settings, stack: contextlib.AsyncExitStack) -> UsageSource:
+    import httpx2
+
+    from oscar.sources.prometheus import PrometheusUsage
+
+    client = httpx2.AsyncClient(base_url=settings.prometheus.rstrip("/"))
+    stack.push_async_callback(client.aclose)
+    return PrometheusUsage(
+        client,
+        cpu=settings.prometheus_cpu_query,
+        gpu=settings.prometheus_gpu_query,
+        # Tenants have namespaces of their own, whose names begin with the one of all.
+        namespaces=f"{regex(settings.services_namespace)}(-.*)?",
+    )

@@ -29,7 +29,7 @@ from oscar.core import services as service_rules
 from oscar.core.countries import Countries
 from oscar.core.dispatcher import Dispatcher
 from oscar.core.leading import Leader
-from oscar.core.platform import Platform, Signals
+from oscar.core.platform import Figures, Platform, Signals
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
 from oscar.errors import OscarError
@@ -123,7 +123,9 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             oidc = _oidc(opened.settings)
             if oidc is not None:
                 stack.push_async_callback(oidc.close)
-            platform = _platform(opened, engine, oidc)
+            countries = Countries(opened.settings.country_database)
+            figures = open_figures(opened.settings, opened.store, countries.of, engine.measures, stack)
+            platform = _platform(opened, engine, oidc, countries, figures)
             records = asyncio.create_task(platform.recorder.run(), name="request records")
             stack.push_async_callback(_ended, records)
             sums = asyncio.create_task(metrics.run(platform), name="metrics")
@@ -170,6 +172,8 @@ def _platform(
     opened: Opened,
     engine: Engine,
     oidc: Oidc | None,
+    countries: Countries,
+    figures: Figures,
 ) -> Platform:
     settings, store = opened.settings, opened.store
     return Platform(
@@ -200,8 +204,8 @@ def _platform(
         store=opened.own.provider,
         url=settings.url,
         password=settings.admin_password(),
-        recorder=Recorder(Requests(store), Countries(settings.country_database), keep=settings.requests_ttl),
-        figures=open_figures(settings, store),
+        recorder=Recorder(Requests(store), countries, keep=settings.requests_ttl),
+        figures=figures,
         rate=Rate(settings.user_rate, settings.user_burst),
         failures=Rate(settings.login_failures / 60, settings.login_failures),
         oidc=oidc,

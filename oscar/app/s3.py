@@ -22,6 +22,7 @@ from oscar.app import web
 from oscar.auth.s3 import check_policy, may_create, may_s3
 from oscar.core.countries import Countries
 from oscar.core.events import jobs_for_object
+from oscar.core.executions import Executions
 from oscar.objects.embedded.blobs import Blobs
 from oscar.objects.embedded.server import S3App
 from oscar.settings import Settings
@@ -37,13 +38,14 @@ def open_store(settings: Settings) -> Store:
     return Store(settings.database, Sealer(load_keys(settings.secret_key, settings.data / "secret-key")))
 
 
-def open_objects(settings: Settings, store: Store) -> Objects:
-    """The rows of objects, with the rule that makes jobs of them."""
+def open_objects(settings: Settings, store: Store, *, log: str = "results.log") -> Objects:
+    """The rows of objects, with the rule that makes jobs of them; a line for each is kept in that file."""
     countries = Countries(settings.country_database)
     return Objects(
         store,
         functools.partial(jobs_for_object, region=settings.minio_region, country_of=countries.of),
         quotas=settings.quota_defaults,
+        on_jobs=Executions(as_json=settings.log_json, keep=settings.server_log / log).uploads,
     )
 
 
@@ -83,7 +85,7 @@ async def _serve(settings: Settings, listen: socket.socket, parent: socket.socke
     blobs = open_blobs(settings)
     parent.setblocking(False)
     app = S3App(
-        open_objects(settings, store),
+        open_objects(settings, store, log="uploads.log"),
         blobs,
         may_s3,
         check_policy=check_policy,

@@ -66,6 +66,12 @@ class RunState:
     exit_code: int | None = None
     started: int | None = None
     finished: int | None = None
+    cpu: int | None = None
+    """Microseconds of CPU that the script used; with phase DONE, None when the engine does not know."""
+    gpu: int = 0
+    """GPUs that it had for itself while it ran."""
+    ended: int | None = None
+    """When the script ended; staging comes after that."""
     held: bool = False
     """A quota of the engine's own holds it back; only with phase SUBMITTED."""
 
@@ -159,6 +165,27 @@ class Compute(Protocol):
         Raises:
             Unsupported: it can't run the service at all.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """What something that goes on working has used since it began: a warm worker, a replica."""
+
+    name: str
+    """One for each that ever was."""
+    owner: str
+    service: str
+    cpu: int
+    """Microseconds."""
+    gpus: int = 0
+    """Devices that it has for itself."""
+
+
+class Measures(Protocol):
+    """The ability to tell what warm workers and replicas use."""
+
+    async def metered(self) -> list[Metered]:
+        """All that go on working now; one that can't be measured is left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,6 +278,10 @@ class Crew(Generic[K, W]):
             await self._gone.wait()
         self._disarm()
 
+    def names(self) -> list[str]:
+        """Of the workers that are there now."""
+        return [worker.name for worker in self._workers.values()]
+
     def stats(self) -> CrewStats:
         """How the workers do now."""
         return CrewStats(

@@ -93,6 +93,10 @@ class Crews(Generic[K, W]):
         if late:
             self._log.warning("the workers of a deleted service are still being ended", service=name)
 
+    def living(self) -> list[tuple[str, Crew[K, W]]]:
+        """The name of each worker that is there now, with its crew."""
+        return [(name, crew) for crew in self.yard.crews.values() for name in crew.names()]
+
     def stats(self) -> list[CrewStats]:
         """How the workers of each service do."""
         return [crew.stats() for crew in self.yard.crews.values()]

@@ -19,6 +19,7 @@ from oscar.core import callbacks, jobs, providers, services
 from oscar.core.platform import Platform
 from oscar.errors import BadRequest, OscarError, RunNotFound
 from oscar.model.job import FINAL, MAX_HOPS, Job, JobState, RetryPolicy, Trouble, judge
+from oscar.state.usage_hours import Used
 
 log = telemetry.get("dispatcher")
 
@@ -262,6 +263,7 @@ class Dispatcher:
                 finished=state.finished,
                 script_failures=script,
                 our_failures=ours,
+                used=_used(job, state),
             )
         )
         self._held.pop(job.run_name, None)
@@ -308,3 +310,12 @@ class Dispatcher:
         while self._p.leader.mine and (expired := await self._p.jobs.expired(self._p.settings.ttl_job)):
             await jobs.remove(self._p, expired)
         await services.reconcile(self._p)
+
+
+def _used(job: Job, state: RunState) -> Used | None:
+    """What an attempt has used, for the accounts; None when its script did not run or the engine can't tell."""
+    if state.started is None or (state.cpu is None and not state.gpu):
+        return None
+    end = max(state.ended or state.finished or state.started, state.started)
+    gpu = state.gpu * (end - state.started) * 1000
+    return Used(job.owner, job.service_name, state.started, end, state.cpu or 0, gpu)

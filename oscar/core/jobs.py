@@ -85,6 +85,7 @@ async def accept(
         await callbacks.check(p.settings, callback)
     parts = [part for part in split(event) if not all(is_premature(record) for record in part.records)]
     if event.records and not parts:
+        incoming.repeated = True
         return Accepted([])
     p.payloads.check_space(len(body))
     if not event.records:
@@ -112,6 +113,7 @@ async def accept(
     p.signals.work.set()
     repeated = [job.id for job in jobs] != [job.id for job in new]
     if repeated:
+        incoming.repeated = True
         await _remove_payloads(p, new)
     return Accepted(jobs, repeated)
 

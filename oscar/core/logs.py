@@ -13,6 +13,7 @@ from oscar.auth.rules import may_administer
 from oscar.core.jobs import rfc3339
 from oscar.core.platform import Platform
 from oscar.errors import BadRequest, Forbidden
+from oscar.model.access_log import REPEATED
 from oscar.model.user import Caller
 from oscar.serverlog import Entry, entries
 
@@ -56,6 +57,8 @@ def described(entry: Entry) -> dict[str, Any]:
     if not entry.text.startswith(REQUEST) or len(parts) < _PARTS:
         return shown
     # A path may hold the separator; all else does not.
+    if len(parts) > _PARTS and parts[-1] == REPEATED:
+        del parts[-1]
     moment, status, latency, address, *request, user = parts
     method, _, path = " | ".join(request).partition(" ")
     return {

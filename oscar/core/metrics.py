@@ -34,10 +34,12 @@ from oscar.model.metrics import (
     summary,
 )
 from oscar.model.user import Caller
+from oscar.state.usage_hours import Reading
 
 log = telemetry.get("metrics")
 
-_ROLL_S = 60.0
+_MEASURE_S = 20.0
+_ROLL_ROUNDS = 3
 _PAUSE_S = 0.05
 _PRUNE_S = 3600.0
 
@@ -225,14 +227,18 @@ def _owned(
 
 async def _services(p: Platform, view: _View) -> frozenset[Service]:
     """All services whose figures may be seen, deleted ones included."""
-    recorded = await p.figures.recorded.owners()
-    return view.present | {service for service in recorded if view.sees(service)}
+    return view.present | {service for service in await _ever(p) if view.sees(service)}
+
+
+async def _ever(p: Platform, name: str | None = None) -> set[Service]:
+    """All services that were ever called or used something, or those of one name."""
+    return await p.figures.recorded.owners(name) | await p.figures.used.owners(name)
 
 
 async def _chosen(p: Platform, view: _View, name: str, owner: str | None) -> Service:
     """The one service of that name that the caller may see; one that is there goes before deleted ones."""
     there = {service for service in view.present if service[1] == name}
-    gone = {each for each in await p.figures.recorded.owners(name) if view.sees(each)} - there
+    gone = {each for each in await _ever(p, name) if view.sees(each)} - there
     possible = [each for each in (*sorted(there), *sorted(gone)) if owner in {None, each[0]}]
     mine = [each for each in possible if each[0] == view.caller.id]
     if len(possible) == 1 or (possible and owner is not None):
@@ -255,15 +261,34 @@ def _now() -> int:
 async def run(p: Platform) -> None:
     """Upkeep until cancelled."""
     pruned = float("-inf")
+    rounds = 0
     while True:
         try:
+            await measure(p)
+            rounds += 1
+            if rounds % _ROLL_ROUNDS != 1:
+                await asyncio.sleep(_MEASURE_S)
+                continue
             await _in_batches(p.figures.recorded.roll_up)
             if time.monotonic() - pruned > _PRUNE_S:
                 pruned = time.monotonic()
                 await _prune(p)
         except OscarError as error:
             log.warning("metrics wait", error=error.message)
-        await asyncio.sleep(_ROLL_S)
+        await asyncio.sleep(_MEASURE_S)
+
+
+async def measure(p: Platform) -> None:
+    """Add what warm workers and replicas have used since the last time."""
+    readings = []
+    for source in p.figures.measures:
+        now = _now()
+        readings += [
+            Reading(each.name, each.owner, each.service, each.cpu, each.gpus, began=now, read=now)
+            for each in await source.metered()
+        ]
+    if readings:
+        await p.figures.used.add(readings)
 
 
 async def _in_batches(work: Callable[[], Awaitable[int]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from oscar.compute.base import (
     HasQuotas,
     HasVolumes,
     Invokes,
+    Measures,
     Paces,
     Reconciles,
 )
@@ -95,6 +97,8 @@ class Figures:
     """Our own records, whatever the source of answers is."""
     used: UsedHours
     """Our own accounting."""
+    measures: Sequence[Measures] = ()
+    """What tells it of warm workers and replicas."""
 
 
 @dataclass(frozen=True)

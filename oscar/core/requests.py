@@ -37,6 +37,8 @@ class Incoming:
     caller: Caller | None = None
     """None as long as nobody has logged in."""
     started: float = field(default_factory=time.time)
+    repeated: bool = False
+    """The answer of an earlier request was given again, or there was nothing to do: no request of its own."""
 
     def of(self, kind: RequestKind, service: ServiceRow) -> None:
         """Say which service it has reached."""
@@ -80,7 +82,8 @@ class Recorder:
             self._waiting.clear()
         self._waiting.append(
             RequestRecord(
-                time=int(incoming.started * 1000),
+                # As the line in the log has it.
+                time=int(incoming.started * 1e6) // 1000,
                 kind=incoming.kind,
                 service_id=service.id,
                 service=service.name,

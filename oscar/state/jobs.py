@@ -24,6 +24,7 @@ from oscar.state.job_rows import CALLBACK_PURPOSE, insert_jobs, plain_job, to_jo
 from oscar.state.quotas import rooms
 from oscar.state.store import Store, now_ms
 from oscar.state.tables import deliveries, jobs, services
+from oscar.state.usage_hours import Used, add_used
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +290,7 @@ class Jobs:
         finished: int | None,
         script_failures: int,
         our_failures: int,
+        used: Used | None = None,
     ) -> bool:
         """Record an attempt's end, for good or queued again; False when the lease is not ours any more."""
         values = {
@@ -302,13 +304,21 @@ class Jobs:
             "new_finished": finished,
             "delay": int(verdict.delay * 1000),
         }
-        return await self._changed(_settle(final=verdict.state in FINAL), job, values)
+        return await self._changed(_settle(final=verdict.state in FINAL), job, values, used)
 
-    async def _changed(self, statement: Direct, job: Job, values: Mapping[str, Any]) -> bool:
+    async def _changed(
+        self, statement: Direct, job: Job, values: Mapping[str, Any], used: Used | None = None
+    ) -> bool:
         held = {"job": job.id, "try": job.attempt, "token": job.lease_token}
-        return await self._store.write(
-            lambda connection: bool(statement.rows(connection, {**values, **held}))
-        )
+
+        def work(connection: sa.Connection) -> bool:
+            changed = bool(statement.rows(connection, {**values, **held}))
+            if changed and used is not None:
+                # With the end of the attempt, which is told once.
+                add_used(connection, [used])
+            return changed
+
+        return await self._store.write(work)
 
     async def request_cancel(self, job_id: str) -> Job:
         """Cancel a waiting job at once, mark an active one; a finished one is left.

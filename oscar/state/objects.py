@@ -12,7 +12,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -37,6 +37,8 @@ from oscar.state.object_rows import (
 from oscar.state.store import Store, now_ms
 from oscar.state.uploads import Uploads, remove_upload
 
+T = TypeVar("T")
+
 JobsFor = Callable[[Object, str, Producer | None, str, Sequence[Listener]], Sequence[NewJob]]
 """(object, event, producer, source ip, listeners of its bucket) -> the jobs to enqueue."""
 
@@ -49,16 +51,25 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9@._|:+-]{3,128}")
 class Objects(Uploads):
     """The rows behind the built-in store; see `ObjectIndex` for what each verb promises."""
 
-    def __init__(self, store: Store, jobs_for: JobsFor, *, quotas: Defaults | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        jobs_for: JobsFor,
+        *,
+        quotas: Defaults | None = None,
+        on_jobs: Callable[[Sequence[NewJob]], None] | None = None,
+    ) -> None:
         """Build the statements of the hot paths once, so that SQLAlchemy compiles them once.
 
         Args:
             store: the Store.
             jobs_for: the jobs that a written object starts.
             quotas: the limits of owners for whom nothing is stored; none when absent.
+            on_jobs: is told of jobs that an object has started, once they are durable.
         """
         super().__init__(store, quotas or Defaults())
         self._jobs_for = jobs_for
+        self._on_jobs = on_jobs
         insert = sqlite.insert if store.is_sqlite else postgresql.insert
         self._insert = insert
         changed = [column.name for column in tables.objects.c if column.name not in {"bucket", "key"}]
@@ -271,6 +282,7 @@ class Objects(Uploads):
     ) -> str | None:
         """See `ObjectIndex.commit`."""
         values = from_object(obj)
+        made: list[NewJob] = []
 
         def work(connection: sa.Connection) -> str | None:
             if producer is not None and not self._first_delivery(connection, producer, obj):
@@ -278,11 +290,11 @@ class Objects(Uploads):
             replaced, size = self._put(
                 connection, obj, values, if_none_match=if_none_match, if_match=if_match
             )
-            self._enqueue(connection, obj, event, producer, source_ip)
+            made[:] = self._enqueue(connection, obj, event, producer, source_ip)
             self._usage.add(connection, obj.bucket, objects=0 if replaced else 1, size=obj.size - size)
             return replaced
 
-        return await self._store.write(work)
+        return self._telling(await self._store.write(work), made)
 
     async def complete_upload(
         self,
@@ -295,13 +307,15 @@ class Objects(Uploads):
     ) -> Sequence[str]:
         """See `ObjectIndex.complete_upload`."""
         values = from_object(obj)
+        made: list[NewJob] = []
 
         def work(connection: sa.Connection) -> Sequence[str]:
             freed, pending = remove_upload(connection, upload_id)
             replaced, size = self._put(
                 connection, obj, values, if_none_match=if_none_match, if_match=if_match
             )
-            self._enqueue(connection, obj, "s3:ObjectCreated:CompleteMultipartUpload", None, source_ip)
+            event = "s3:ObjectCreated:CompleteMultipartUpload"
+            made[:] = self._enqueue(connection, obj, event, None, source_ip)
             self._usage.add(
                 connection,
                 obj.bucket,
@@ -311,7 +325,13 @@ class Objects(Uploads):
             )
             return [file for file in (*freed, replaced) if file and file != obj.generation]
 
-        return await self._store.write(work)
+        return self._telling(await self._store.write(work), made)
+
+    def _telling(self, result: T, made: Sequence[NewJob]) -> T:
+        """Tell of jobs, now that they are durable."""
+        if made and self._on_jobs is not None:
+            self._on_jobs(made)
+        return result
 
     def _first_delivery(self, connection: sa.Connection, producer: Producer, obj: Object) -> bool:
         row = {"job_id": producer.job_id, "bucket": obj.bucket, "key": obj.key}
@@ -346,13 +366,17 @@ class Objects(Uploads):
 
     def _enqueue(
         self, connection: sa.Connection, obj: Object, event: str, producer: Producer | None, source_ip: str
-    ) -> None:
+    ) -> Sequence[NewJob]:
+        """Insert the jobs that it starts; those that are new."""
         rows = self._listeners.rows(connection, {"in_bucket": obj.bucket})
-        if rows:
-            listeners = [Listener(*row) for row in rows]
-            jobs = self._jobs_for(obj, event, producer, source_ip, listeners)
-            if jobs:
-                insert_jobs(connection, jobs, self._store.sealer)
+        if not rows:
+            return []
+        listeners = [Listener(*row) for row in rows]
+        jobs = self._jobs_for(obj, event, producer, source_ip, listeners)
+        if not jobs:
+            return []
+        inserted = {job.id for job in insert_jobs(connection, jobs, self._store.sealer)}
+        return [job for job in jobs if job.id in inserted]
 
     async def retag(self, bucket: str, key: str, tags: Mapping[str, str]) -> None:
         """See `ObjectIndex.retag`."""

@@ -132,14 +132,29 @@ class UsedHours:
         elif len(services) == 1:
             [(owner, service)] = services
             statement = statement.where(columns.owner == owner, columns.service == service)
-        rows: Sequence[Any] = await self._store.read(lambda connection: connection.execute(statement).all())
+        clock = sa.select(now_ms())
+
+        def work(connection: sa.Connection) -> tuple[Sequence[Any], int]:
+            return connection.execute(statement).all(), int(connection.execute(clock).scalar_one())
+
+        rows, now = await self._store.read(work)
         cpu = gpu = 0.0
         for owner, service, span, start, its_cpu, its_gpu in rows:
             if services is None or (owner, service) in services:
-                share = (min(start + span, range_.end + 1) - max(start, range_.start)) / span
+                share = _share(range_, start, min(start + span, max(now, start + 1)))
                 cpu += int(its_cpu) * share
                 gpu += int(its_gpu) * share
         return Usage(Hours(hours_of(round(cpu)), hours_of(round(gpu))), SourceStatus(NAME))
+
+    async def owners(self, service: str | None = None) -> set[tuple[str, str]]:
+        """Owner and name of all services that ever used something, or of those of one name."""
+        statement = (
+            sa.select(usage_hours.c.owner, usage_hours.c.service).where(usage_hours.c.span == DAY).distinct()
+        )
+        if service is not None:
+            statement = statement.where(usage_hours.c.service == service)
+        rows = await self._store.read(lambda connection: connection.execute(statement).all())
+        return {(owner, name) for owner, name in rows}
 
     async def add(self, readings: Sequence[Reading]) -> None:
         """Add what readings say beyond those before them, and keep them for the next time."""
@@ -176,10 +191,15 @@ class UsedHours:
         await self._store.write(work)
 
 
+def _share(range_: Range, start: int, end: int) -> float:
+    """The part of a stretch of time that lies in a range. Of the present hour, what is over of it is the whole."""
+    return max(0.0, min(end, range_.end + 1) - max(start, range_.start)) / (end - start)
+
+
 def _since(reading: Reading, before: dict[str, Any]) -> Used | None:
     last = before.get(reading.name)
     start, known = (last.read, last.cpu) if last else (reading.began, 0)
-    if reading.read <= start:
+    if reading.read < start or (reading.read == start and reading.cpu <= known):
         return None
     gpu = reading.gpus * (reading.read - start) * 1000
     return Used(reading.owner, reading.service, start, reading.read, max(reading.cpu - known, 0), gpu)

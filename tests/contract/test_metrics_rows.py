@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oscar.model.metrics import Range, counts
@@ -23,6 +23,9 @@ from oscar.state.requests import Requests
 from oscar.state.secrets import Sealer
 from oscar.state.store import Store, now_ms
 from oscar.state.usage_hours import Reading, Used, UsedHours, add_used, by_span
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Nothing of these tests is about time."""
 
 YEAR = 366 * 86_400.0
 
@@ -190,6 +193,7 @@ def test_owners_of_services_that_were_called(store: Store) -> None:
     asyncio.run(steps())
 
 
+@PATIENT
 @given(st.integers(0, 40 * DAY), st.integers(0, 40 * DAY))
 def test_the_pieces_of_a_range_cover_it_once(one: int, other: int) -> None:
     range_ = Range(*sorted((one, other)))
@@ -206,6 +210,7 @@ def test_the_pieces_of_a_range_cover_it_once(one: int, other: int) -> None:
 # --- CPU and GPU time ---
 
 
+@PATIENT
 @given(st.integers(0, 10 * DAY), st.integers(0, 3 * DAY), st.integers(0, 10**12), st.integers(0, 10**12))
 def test_time_is_spread_over_hours_and_nothing_is_lost(start: int, length: int, cpu: int, gpu: int) -> None:
     shares = by_span(Used("o", "s", start, start + length, cpu, gpu))

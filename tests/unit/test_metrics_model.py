@@ -8,7 +8,7 @@ from collections import Counter
 from datetime import datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oscar.errors import BadRequest, InvalidField
@@ -33,6 +33,9 @@ from oscar.model.metrics import (
     summary,
 )
 from oscar.model.request import RequestKind
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Nothing of these tests is about time."""
 
 NOW = 1_800_000_000_000
 DAY = 86_400_000
@@ -107,6 +110,7 @@ def test_a_range_that_ends_before_it_begins() -> None:
         parse_range("2026-11-02", "2026-11-01", now=NOW)
 
 
+@PATIENT
 @given(st.integers(0, 7 * 10**12), st.integers(0, 10**11))
 def test_times_are_told_as_they_were_given(first: int, length: int) -> None:
     told = Range(first, first + length).described()
@@ -125,6 +129,7 @@ def test_metrics_of_a_service_and_others() -> None:
         assert "cpu-hours" in (refused.value.fix or "")
 
 
+@PATIENT
 @given(st.integers(100, 599))
 def test_what_a_client_got_wrong_does_not_count(status: int) -> None:
     assert counts(status) is not (400 <= status < 500)
@@ -144,6 +149,7 @@ COUNTS = st.lists(
 )
 
 
+@PATIENT
 @given(COUNTS, st.sampled_from(GroupBy), st.booleans())
 def test_rows_of_a_breakdown_add_up_to_the_summary(found: list[Count], by: GroupBy, named: bool) -> None:
     requests = Requests(found, [OK])
@@ -170,6 +176,7 @@ def test_rows_of_a_breakdown_add_up_to_the_summary(found: list[Count], by: Group
     assert "gpu_hours_total" not in totals
 
 
+@PATIENT
 @given(COUNTS, st.sampled_from(GroupBy))
 def test_csv_can_be_read_back(found: list[Count], by: GroupBy) -> None:
     rows = breakdown(Requests(found, [OK]), by, may_name=anybody)

@@ -63,6 +63,9 @@ class _End:
     exit_code: int | None = None
 
 
+_NO_EXIT = Exit("", None)
+
+
 class _Cancelled(Exception):
     """Somebody wants the run to stop."""
 
@@ -83,6 +86,8 @@ class Attempt:
         self._given = asyncio.Event()
         self._cancel = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._ended = _NO_EXIT
+        """How the script ended, for the accounts."""
         self._attached: tuple[tuple[Mount, ...], dict[str, str]] = ((), {})
         if run:
             self._given.set()
@@ -236,6 +241,7 @@ class Attempt:
                 tries += 1
 
     async def _after_script(self, ended: Exit) -> _End:
+        self._ended = ended
         end = _judge(ended, await asyncio.to_thread(self.place.killed), self.asked)
         self._change(Phase.SETTLING)
         with contextlib.suppress(OSError):  # the disk is full, or can't drop the middle of a file
@@ -294,6 +300,9 @@ class Attempt:
             message=end.message,
             exit_code=end.exit_code,
             finished=int(time.time() * 1000),
+            cpu=self._ended.cpu,
+            gpu=self.asked.gpu,
+            ended=self._ended.finished,
         )
         while True:
             try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oscar import telemetry
-from oscar.compute.base import Answer, Capacity, LogLine, Phase, Run, RunState, VolumeUsage
+from oscar.compute.base import Answer, Capacity, LogLine, Metered, Phase, Run, RunState, VolumeUsage
 from oscar.compute.crew import Limits
 from oscar.compute.crews import PREFIX as WORKERS
 from oscar.compute.local import exposed, machine
@@ -146,6 +146,10 @@ class LocalCompute:
     async def remove(self, owner: str, service_name: str) -> None:
         """End the service's workers; see `Compute.remove`."""
         await self._workers.remove(owner, service_name)
+
+    async def metered(self) -> list[Metered]:
+        """What warm workers use; see `Measures`."""
+        return await self._workers.metered()
 
     async def _goes_on(self, name: str, going: Collection[str]) -> bool:
         """Whether a sandbox that has a mount still needs it."""

@@ -108,7 +108,8 @@ def find(installation: str, *, proc: Path = Path("/proc"), root: Path = Path("/s
     if (root / "cgroup.controllers").exists():
         return _unified(root, own.get("", "/"), folder)
     bases: dict[str, Path] = {}
-    for controller in sorted(SHARES):
+    # The last one limits nothing: it counts CPU time, as the unified tree does by itself.
+    for controller in sorted({*SHARES, "cpuacct"}):
         tree = root / controller
         if not tree.is_dir():
             continue

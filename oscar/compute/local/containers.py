@@ -22,7 +22,7 @@ from oscar.compute.local.docker_exits import LABEL, DockerExits, Ended
 from oscar.compute.local.docker_logs import DockerLogs
 from oscar.compute.local.engine import Exit, Facts, Sandbox
 from oscar.compute.local.kernel_log import oom_killed
-from oscar.compute.local.pids import cpu_seconds, end_of, open_in_group
+from oscar.compute.local.pids import cpu_seconds, end_of, group_seconds, group_usage, open_in_group
 from oscar.errors import EngineError, EngineMissing, ImageError, InvalidField
 from oscar.supervisor import variables
 from oscar.supervisor.trees import make_readable, owners
@@ -89,6 +89,8 @@ class Containers:
         """Ids of containers that were started just now, so that their state needs no look."""
         self._keepers: Path | None = None
         """Where podman has the keepers of containers leave their exit codes, once one was seen."""
+        self._used: dict[str, float] = {}
+        """Seconds of CPU of containers that have ended, read before their control groups went."""
         self._images: dict[str, str] = {}
         self._pulls: dict[tuple[str, bool], asyncio.Task[str]] = {}
 
@@ -259,17 +261,21 @@ class Containers:
                 number, pid = look.id, look.pid
             if self.name == "docker":
                 self._exits.started(name)
-                return await asyncio.shield(self._exits.expect(name))
+                measuring = asyncio.create_task(self._measure(name, pid, number), name=f"CPU of {name}")
+                try:
+                    return await asyncio.shield(self._exits.expect(name))
+                finally:
+                    measuring.cancel()
             pid = pid or await self._pid_of(name)
             self._keepers = conmon.exits_of(pid, number) or self._keepers
-            seen = await self._process_ended(pid, number)
+            seen = await self._process_ended(name, pid, number)
             if self._keepers and (ended := await conmon.end_in(self._keepers, number)):
                 return ended
             if not seen:
                 # Gone already, and podman is about to notice.
                 await asyncio.sleep(next(pauses, _LOOK_PAUSE))
 
-    async def _process_ended(self, pid: int, number: str) -> bool:
+    async def _process_ended(self, name: str, pid: int, number: str) -> bool:
         """Wait for the end of a podman container's first process; False when it is not there.
 
         podman's own events come a quarter of a second late where they are kept in a file, and a stream of them
@@ -278,11 +284,25 @@ class Containers:
         pidfd = open_in_group(pid, number)
         if pidfd is None:
             return False
+        group = group_usage(pid)
         try:
             await end_of(pidfd)
         finally:
             os.close(pidfd)
+        # At once: the group goes as soon as podman's helper has cleaned up, which takes it some hundredths of a second.
+        used = group_seconds(group) if group else None
+        if used is not None:
+            self._used[name] = used
         return True
+
+    async def _measure(self, name: str, pid: int, number: str) -> None:
+        """Read what a container of docker has used when its first process ends, before the event of it comes."""
+        if not pid:
+            with contextlib.suppress(EngineError):
+                look = await self._look(name)
+                pid = look.pid if look else 0
+        if pid:
+            await self._process_ended(name, pid, number)
 
     async def _pid_of(self, name: str) -> int:
         """The first process of a container that was just started; 0 when unknown."""
@@ -294,11 +314,13 @@ class Containers:
     async def _judge(self, name: str, ended: Ended) -> Exit:
         if self.name == "docker":
             await self._logs.finish(name)
+        used = self._used.pop(name, None)
+        cpu = None if used is None else int(used * 1e6)
         if ended.code == 0 or ended.code is None:
-            return Exit(name, ended.code, finished=ended.finished or None)
+            return Exit(name, ended.code, finished=ended.finished or None, cpu=cpu)
         look = await self._look(name)
         oom = look is not None and (look.oom or await asyncio.to_thread(oom_killed, look.id))
-        return Exit(name, ended.code, oom, ended.finished)
+        return Exit(name, ended.code, oom, ended.finished, cpu=cpu)
 
     async def running(self, name: str) -> bool | None:
         """Whether it runs; see `Engine`."""
@@ -306,12 +328,12 @@ class Containers:
         return None if look is None else look.status in {"running", "paused", "stopping"}
 
     async def cpu_time(self, name: str) -> float | None:
-        """Of its first process and all below; see `Engine`."""
+        """Of its control group, else of its first process and all below; see `Engine`."""
         pid = await self._pid_of(name)
         if not pid:
             look = await self._look(name)
             pid = look.pid if look else 0
-        return await asyncio.to_thread(cpu_seconds, pid) if pid else None
+        return await asyncio.to_thread(_seconds, pid) if pid else None
 
     async def terminate(self, name: str) -> None:
         """Send its first process SIGTERM; see `Engine`."""
@@ -422,6 +444,14 @@ class Containers:
 
     def _mark(self, name: str) -> Path:
         return self.folder / name
+
+
+def _seconds(pid: int) -> float | None:
+    group = group_usage(pid)
+    # One that it has for itself: the root's is that of the whole machine.
+    own = group is not None and group.parent.name not in {"", "cpuacct", "cgroup"}
+    used = group_seconds(group) if group and own else None
+    return cpu_seconds(pid) if used is None else used
 
 
 def _check_name(name: str) -> str:

@@ -60,6 +60,8 @@ class Exit:
     """Unix milliseconds."""
     refused: str | None = None
     """The engine's words when the program certainly never began (no such file, mount refused)."""
+    cpu: int | None = None
+    """Microseconds of CPU that all its processes have used; None when nobody could read it in time."""
 
 
 @dataclass(frozen=True, slots=True)

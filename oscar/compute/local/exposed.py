@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from oscar import telemetry
-from oscar.compute.base import Deployment, DeploymentState, Exposure, LogLine, Replica
+from oscar.compute.base import Deployment, DeploymentState, Exposure, LogLine, Metered, Replica
 from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.engine import Engine
 from oscar.compute.local.exposed_fleet import Crowd, Yard
@@ -52,6 +52,16 @@ class LocalExposes:
         self._log = telemetry.get("exposed")
         logs = Logs(folder / "exposed-logs", most=_LOG_MOST, head=_LOG_HEAD, tail=_LOG_TAIL)
         self._yard = Yard(engine, self._folder, logs, drain, attachments, set(), self._spawn)
+
+    async def metered(self) -> list[Metered]:
+        """See `Measures`."""
+        found = []
+        for (owner, service), crowd in list(self._crowds.items()):
+            for name, gpus in crowd.names():
+                used = await self._engine.cpu_time(name)
+                if used is not None:
+                    found.append(Metered(name, owner, service, int(used * 1e6), gpus))
+        return found
 
     # Its own life.
 

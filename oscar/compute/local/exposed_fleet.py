@@ -115,6 +115,11 @@ class Crowd:
             self._ready = ()  # at once: whoever asked for it may rely on it
         self._go()
 
+    def names(self) -> list[tuple[str, int]]:
+        """Of the replicas that are there now, each with the devices that it has for itself."""
+        gpus = 1 if self._kit is not None and self._kit.service.enable_gpu else 0
+        return [(name, gpus) for name in self._lives]
+
     async def close(self) -> None:
         """Remove everything, without waiting for requests."""
         self._closed = True

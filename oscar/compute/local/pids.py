@@ -40,6 +40,39 @@ def open_in_group(pid: int, group: str) -> int | None:
     return None
 
 
+def group_usage(pid: int, root: Path = Path("/sys/fs/cgroup")) -> Path | None:
+    """The file in which the kernel counts the CPU time of the process' control group; None when it is not to be seen.
+
+    Version 2 (`cpu.stat`), or version 1 (`cpuacct.usage`); it goes with the group.
+    """
+    try:
+        rows = [row.split(":", 2) for row in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    for _, controllers, path in (row for row in rows if len(row) > 2):  # noqa: PLR2004 - three fields
+        if "cpuacct" in controllers.split(","):
+            file = root / "cpuacct" / path.lstrip("/") / "cpuacct.usage"
+        elif not controllers:
+            file = root / path.lstrip("/") / "cpu.stat"
+        else:
+            continue
+        if file.exists():
+            return file
+    return None
+
+
+def group_seconds(file: Path) -> float | None:
+    """The CPU time in such a file; None when its group is gone."""
+    try:
+        text = file.read_text()
+    except OSError:
+        return None
+    if file.name == "cpuacct.usage":
+        return int(text) / 1e9
+    found = [row.split()[1] for row in text.splitlines() if row.startswith("usage_usec ")]
+    return int(found[0]) / 1e6 if found else None
+
+
 def cpu_seconds(pid: int) -> float | None:
     """CPU time of the process, of all below it and of their ended children; None when it is not to be seen here.
 

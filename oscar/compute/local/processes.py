@@ -333,7 +333,9 @@ def _read_exit(name: str, folder: Path) -> Exit | None:
     except FileNotFoundError:
         return Exit(name, None) if (folder / "pid").exists() else None
     refused = data["refused"] or None
-    return Exit(name, None if refused else data["code"], data["oom"], data["finished"], refused)
+    return Exit(
+        name, None if refused else data["code"], data["oom"], data["finished"], refused, data.get("cpu")
+    )
 
 
 def _is_locked(folder: Path) -> bool:

@@ -41,6 +41,7 @@ class Asked:
     timeout: float | None
     cpu: int
     memory: int
+    gpu: int = 0
 
     @classmethod
     def of(cls, run: Run) -> Asked:
@@ -55,6 +56,7 @@ class Asked:
             timeout=run.timeout,
             cpu=service.cpu_millicores,
             memory=service.memory_bytes,
+            gpu=1 if service.enable_gpu else 0,
         )
 
 

@@ -5,8 +5,8 @@ for each message, so that no start waits for an interpreter. A message is a byte
 marshalled in a file without a name so that no secret stands in an argument, an environment or this process; a pipe for
 the answer (`started`, or what is in the way); the lock. It must stay small: only `os` and built-ins.
 
-Files of a keeper's folder: `pid` (`<keeper> <its start time> <child>`), `exit` (JSON: code, oom, finished, refused),
-`kill` (somebody wants it to end: a child that has not begun never begins).
+Files of a keeper's folder: `pid` (`<keeper> <its start time> <child>`), `exit` (JSON: code, oom, finished, refused, cpu
+in microseconds), `kill` (somebody wants it to end: a child that has not begun never begins).
 It holds the lock until it ends: whoever can take the lock knows that no keeper lives.
 """
 
@@ -109,11 +109,19 @@ def keep(task: dict, answer: int) -> None:  # type: ignore[type-arg]
     os.close(go)
     report(answer, b"started")
     os.close(answer)
+    counted = bool(task["subreaper"]) or group_cpu(task["cgroups"]) is not None
+    if not counted:
+        # bwrap leaves its last process behind; who waits for that one knows what all have used.
+        become_subreaper()
     words = copy(output, log, child)
     _, how = os.waitpid(child, 0)
-    if task["subreaper"]:
+    if task["subreaper"] or not counted:
         end_descendants()
-    record(task, -9 if unwanted else os.waitstatus_to_exitcode(how), read_all(status), words)
+    cpu = group_cpu(task["cgroups"])
+    if cpu is None:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = int((used.ru_utime + used.ru_stime) * 1_000_000)
+    record(task, -9 if unwanted else os.waitstatus_to_exitcode(how), read_all(status), words, cpu)
 
 
 def report(answer: int, words: bytes) -> None:
@@ -206,7 +214,7 @@ def lines(block: bytes) -> bytes:
     return text + head + b"P " + rest + b"\n" if rest else text
 
 
-def record(task: dict, code: int, status: bytes, words: bytes) -> None:  # type: ignore[type-arg]
+def record(task: dict, code: int, status: bytes, words: bytes, cpu: int) -> None:  # type: ignore[type-arg]
     """Write how it ended, durably."""
     refused = ""
     if task["args"] is None:
@@ -228,9 +236,27 @@ def record(task: dict, code: int, status: bytes, words: bytes) -> None:  # type:
     reason = "".join(c if c.isprintable() and c not in '"\\' else " " for c in refused).strip()
     replace(
         task["folder"] + "/exit",
-        f'{{"code": {code}, "oom": {str(oom).lower()}, "finished": {finished}, "refused": "{reason}"}}\n',
+        f'{{"code": {code}, "oom": {str(oom).lower()}, "finished": {finished}, "refused": "{reason}", "cpu": {cpu}}}\n',
         durable=True,
     )
+
+
+def group_cpu(cgroups: list) -> int | None:  # type: ignore[type-arg]
+    """Microseconds of CPU that the groups count: cgroup v2, then v1; None when none does."""
+    for cgroup in cgroups:
+        try:
+            with open(cgroup + "/cpu.stat") as file:
+                for row in file:
+                    if row.startswith("usage_usec "):
+                        return int(row.split()[1])
+        except OSError:
+            pass
+        try:
+            with open(cgroup + "/cpuacct.usage") as file:
+                return int(file.read()) // 1000
+        except OSError:
+            continue
+    return None
 
 
 def oom_kills(cgroup: str) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from oscar import telemetry
-from oscar.compute.base import Answer, Run
+from oscar.compute.base import Answer, Metered, Run
 from oscar.compute.crew import Crew, CrewStats, Limits, Yard
 from oscar.compute.crews import PATIENCE, PREFIX, Crews
 from oscar.compute.local.attachments import Attachments
@@ -156,6 +156,15 @@ class Workers:
     async def remove(self, owner: str, name: str) -> None:
         """End the service's workers; requests under way fail. Silent if there are none."""
         await self._crews.remove(owner, name)
+
+    async def metered(self) -> list[Metered]:
+        """See `Measures`."""
+        found = []
+        for name, crew in self._crews.living():
+            used = await self._engine.cpu_time(name)
+            if used is not None:
+                found.append(Metered(name, crew.owner, crew.service, int(used * 1e6), crew.kit.gpu))
+        return found
 
     def stats(self) -> list[CrewStats]:
         """How the workers of each service do."""
