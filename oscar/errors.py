@@ -234,6 +234,19 @@ class ImageError(EngineError):
     code = "image_error"
 
 
+class MemberError(OscarError):
+    """A member of the federation refused or can't be reached."""
+
+    status = 502
+    code = "member_error"
+
+
+class RefreshTokenInvalid(BadRequest):
+    """The issuer does not take the refresh token."""
+
+    code = "refresh_token_invalid"
+
+
 class InvocationTimeout(OscarError):
     """The function did not answer in time."""
 

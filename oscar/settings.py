@@ -95,6 +95,14 @@ class Settings(BaseSettings):
         ge=0,
         le=600,
     )
+    oidc_client_id: str = _env(
+        "OIDC_CLIENT_ID",
+        "",
+        "Client that refresh tokens of federated services were given to; exchanged at the first of OIDC_ISSUERS",
+    )
+    oidc_client_secret: str = _env(
+        "OIDC_CLIENT_SECRET", "", "Secret of that client, if it has one", repr=False
+    )
     users_admin: Commas = _env(
         "USERS_ADMIN",
         (),
@@ -324,6 +332,36 @@ class Settings(BaseSettings):
     quota_buckets: int = _env("OSCAR_QUOTA_BUCKETS", 5, "Buckets that a user may own", ge=0)
     quota_bucket_storage: str = _env(
         "OSCAR_QUOTA_BUCKET_STORAGE", "5Gi", "Size that each of his buckets may have"
+    )
+
+    # Federation: jobs that other clusters take
+    federation_hosts: Commas = _env(
+        "OSCAR_FEDERATION_ALLOWED_HOSTS",
+        (),
+        "Hosts of other clusters that tokens and events may go to: `host`, `host:port` or `*.domain`, comma-separated",
+    )
+    resource_manager_enable: bool = _env(
+        "RESOURCE_MANAGER_ENABLE",
+        False,
+        "Jobs of services with replicas go to one when there is no room here",
+    )
+    resource_manager_interval: float = _env(
+        "RESOURCE_MANAGER_INTERVAL", 15, "Seconds between two looks at the room here", gt=0
+    )
+    rescheduler_enable: bool = _env(
+        "RESCHEDULER_ENABLE", False, "Jobs of services with replicas that wait for too long go to one"
+    )
+    rescheduler_interval: float = _env(
+        "RESCHEDULER_INTERVAL", 15, "Seconds between two looks at the jobs that wait", gt=0
+    )
+    rescheduler_threshold: int = _env(
+        "RESCHEDULER_THRESHOLD", 30, "Seconds that a job waits before that; services may have their own", ge=1
+    )
+    delegation_lost: int = _env(
+        "OSCAR_DELEGATION_LOST_SECONDS",
+        86_400,
+        "Seconds of silence of the cluster that has a job after which nobody knows what became of it",
+        ge=1,
     )
 
     # Limits and retention

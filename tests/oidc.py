@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import secrets
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
@@ -24,6 +26,9 @@ from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
 CONFIGURATION = "/.well-known/openid-configuration"
 KEYS = "/keys"
 USER_INFO = "/me"
+TOKEN = "/token"
+CLIENT = "oscar-federation"
+"""The client that refresh tokens are given to."""
 _TYPES = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 
 
@@ -53,6 +58,14 @@ class Issuer:
     """Paths that are answered with 500."""
     says: dict[str, Any] = field(default_factory=dict)
     """Answers in place of the right ones, by path."""
+    refresh: dict[str, str] = field(default_factory=dict)
+    """Refresh tokens that hold, each with its subject."""
+    rotates: bool = False
+    """A refresh token holds for one exchange, whose answer has the next one."""
+    secret: str = ""
+    """Of the client; without one it is public."""
+    lives: int = 300
+    """Seconds of an access token that was exchanged."""
     gate: threading.Event = field(default_factory=threading.Event)
     """While it is clear, nothing is answered."""
 
@@ -87,6 +100,39 @@ class Issuer:
         """Its key set."""
         return {"keys": [key.as_dict(private=False) for _, key in self.keys]}
 
+    def refresh_token(self, subject: str) -> str:
+        """A new refresh token of that person."""
+        token = f"refresh-{secrets.token_hex(16)}"
+        self.refresh[token] = subject
+        return token
+
+    def exchange(self, form: Mapping[str, str], authorization: str) -> tuple[int, Any]:
+        """Status and JSON of a POST to the token endpoint."""
+        self.asked[TOKEN] += 1
+        self.gate.wait(30)
+        if TOKEN in self.broken:
+            return 500, {}
+        if self.secret:
+            shown = base64.b64encode(f"{CLIENT}:{self.secret}".encode()).decode()
+            if authorization != f"Basic {shown}":
+                return 401, {"error": "invalid_client"}
+        if form.get("grant_type") != "refresh_token" or form.get("client_id") != CLIENT:
+            return 400, {"error": "unauthorized_client"}
+        token = form.get("refresh_token", "")
+        subject = self.refresh.get(token)
+        if subject is None:
+            return 400, {"error": "invalid_grant", "error_description": "Token is not active"}
+        now = int(time.time())
+        said = {
+            "access_token": self.token(subject, exp=now + self.lives, jti=secrets.token_hex(8)),
+            "expires_in": self.lives,
+            "token_type": "Bearer",
+        }
+        if self.rotates:
+            del self.refresh[token]
+            said["refresh_token"] = self.refresh_token(subject)
+        return 200, said
+
     def answer(self, path: str, authorization: str) -> tuple[int, Any]:
         """Status and JSON of a GET."""
         self.asked[path] += 1
@@ -100,6 +146,7 @@ class Issuer:
                 "issuer": self.url,
                 "jwks_uri": self.url + KEYS,
                 "userinfo_endpoint": self.url + USER_INFO,
+                "token_endpoint": self.url + TOKEN,
             }
         if path == KEYS:
             return 200, self.public_keys()
@@ -122,6 +169,17 @@ def running(algorithm: str = "ES256") -> Iterator[Issuer]:
         def do_GET(self) -> None:
             status, body = issuer.answer(self.path, self.headers.get("Authorization", ""))
             text = body if isinstance(body, bytes) else json.dumps(body).encode()
+            with contextlib.suppress(ConnectionError):
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+        def do_POST(self) -> None:
+            form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+            status, body = issuer.exchange(form, self.headers.get("Authorization", ""))
+            text = json.dumps(body).encode()
             with contextlib.suppress(ConnectionError):
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

@@ -106,6 +106,13 @@ ROUTES: dict[str, Need] = {
 }
 
 
+KEYED = {
+    "POST /system/federation/{serviceName}/presign": "the key of a copy of the service",
+    "POST /system/federation/{serviceName}/token": "the key of a copy of the service",
+}
+"""Routes for other clusters, which show a key: no user and no token opens them."""
+
+
 def outcome(need: Need, caller: Caller, thing: Thing, *, user: str = "") -> int:
     """What the rules say: 200, 403 or 404.
 
@@ -150,6 +157,7 @@ def tables() -> str:
     lines += ["### Routes", "", "| route | asks |", "|---|---|"]
     lines += [f"| `{route}` | nothing |" for route in sorted(OPEN)]
     lines += [f"| `{route}` | {need} |" for route, need in ROUTES.items()]
+    lines += [f"| `{route}` | {key} |" for route, key in KEYED.items()]
     return "\n".join(lines)
 
 

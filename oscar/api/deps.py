@@ -5,6 +5,8 @@ Called by the other modules of `api`; calls `core.users.identify`.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Query, Request
@@ -46,6 +48,19 @@ async def get_caller(request: Request) -> Caller:
     p.rate.check(caller.id, "Too many requests of this user")
     p.rate.take(caller.id)
     return caller
+
+
+@contextlib.contextmanager
+def counted(request: Request) -> Iterator[None]:
+    """Refuse who showed too many wrong keys, and count this one if it is wrong, as `get_caller` does."""
+    p, incoming = get_platform(request), get_incoming(request)
+    p.failures.check(incoming.address, "Too many wrong log-ins from this address")
+    try:
+        yield
+    except Unauthorized as error:
+        if error.guess:
+            p.failures.take(incoming.address)
+        raise
 
 
 P = Annotated[Platform, Depends(get_platform)]
@@ -144,7 +159,7 @@ _WORDS = {
     429: "Too Many Requests",
     500: "Internal Server Error",
     501: "Not Enabled",
-    502: "The engine or a storage provider failed",
+    502: "The engine, a storage provider or a member of a federation failed",
     503: "Service Unavailable",
     504: "Timeout",
     507: "Disk Full",

@@ -66,6 +66,13 @@ async def submit_job(
     x_callback_url: Annotated[
         str | None, Header(description="Told by POST when the job has ended", max_length=2048)
     ] = None,
+    x_delegated_job_id: Annotated[
+        str | None, Header(description="Of a cluster that gives its job away: the job's id, which is kept")
+    ] = None,
+    x_delegated_from: Annotated[str, Header(description="The id of that cluster", max_length=256)] = "",
+    x_delegated_hops: Annotated[
+        int, Header(description="Functions in a row that led to it", ge=0, le=999)
+    ] = 0,
 ) -> Response:
     p, caller = get_platform(request), await get_caller(request)
     body = await read_body(request, p.settings.body_limit)
@@ -78,6 +85,9 @@ async def submit_job(
         owner=owner,
         idempotency_key=idempotency_key,
         callback=x_callback_url,
+        delegated=jobs.Delegated(x_delegated_job_id, x_delegated_from, x_delegated_hops)
+        if x_delegated_job_id
+        else None,
     )
     return _accepted(accepted.jobs, repeated=accepted.repeated)
 
@@ -194,7 +204,7 @@ async def delete_job(p: P, caller: C, serviceName: str, jobName: str, owner: Own
                 "text/event-stream": {"schema": {"type": "string"}},
             },
         },
-        **problems(400, 401, 403, 404),
+        **problems(400, 401, 403, 404, 502),
     },
 )
 async def job_logs(
@@ -210,6 +220,8 @@ async def job_logs(
 ) -> Response:
     job = await jobs.find(p, caller, serviceName, jobName, owner=owner)
     lines = jobs.logs(p, job, follow=follow, tail=tail)
+    if not follow:
+        lines = await _begun(lines)
     if "text/event-stream" in request.headers.get("accept", ""):
         return StreamingResponse(
             _events(p, job, lines, timestamps=timestamps),
@@ -217,6 +229,19 @@ async def job_logs(
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
     return StreamingResponse(_text(lines, timestamps=timestamps), media_type="text/plain")
+
+
+async def _begun(lines: AsyncIterator[LogLine]) -> AsyncIterator[LogLine]:
+    """The same lines, the first of them there: an error on the way to them is still an answer of its own."""
+    first = await anext(lines, None)
+
+    async def all_of_them() -> AsyncIterator[LogLine]:
+        if first is not None:
+            yield first
+            async for line in lines:
+                yield line
+
+    return all_of_them()
 
 
 def _line(line: LogLine, *, timestamps: bool) -> str:

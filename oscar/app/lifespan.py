@@ -27,14 +27,21 @@ from oscar.compute.base import Compute
 from oscar.core import metrics, sweep, volumes
 from oscar.core import services as service_rules
 from oscar.core.countries import Countries
+from oscar.core.delegation import Delegator
 from oscar.core.dispatcher import Dispatcher
 from oscar.core.leading import Leader
+from oscar.core.members import Members
 from oscar.core.platform import Figures, Platform, Signals
+from oscar.core.propagation import Propagator
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
+from oscar.core.rescheduler import Rescheduler
+from oscar.core.tokens import Tokens
 from oscar.errors import OscarError
 from oscar.settings import Settings
 from oscar.state.config import Configuration
+from oscar.state.copies import Copies
+from oscar.state.delegations import Delegations
 from oscar.state.events import Events
 from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
@@ -42,6 +49,7 @@ from oscar.state.leases import Leases
 from oscar.state.migrate import migrate
 from oscar.state.payloads import Payloads
 from oscar.state.quotas import Quotas
+from oscar.state.refresh_tokens import RefreshTokens
 from oscar.state.requests import Requests
 from oscar.state.services import Services
 from oscar.state.store import Store
@@ -140,6 +148,10 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             stack.push_async_callback(_ended, ports)
             app.state.platform = platform
             start.done()
+            stack.push_async_callback(platform.members.close)
+            stack.push_async_callback(platform.tokens.close)
+            federation = asyncio.create_task(Propagator(platform).run(), name="federation")
+            stack.push_async_callback(_ended, federation)
             await _dispatch(platform, alone=opened.store.is_sqlite)
 
 
@@ -176,6 +188,7 @@ def _platform(
     figures: Figures,
 ) -> Platform:
     settings, store = opened.settings, opened.store
+    refresh_tokens = RefreshTokens(store)
     return Platform(
         settings=settings,
         installation=opened.installation,
@@ -208,17 +221,29 @@ def _platform(
         figures=figures,
         rate=Rate(settings.user_rate, settings.user_burst),
         failures=Rate(settings.login_failures / 60, settings.login_failures),
+        copies=Copies(store),
+        delegations=Delegations(store),
+        refresh_tokens=refresh_tokens,
+        tokens=Tokens(settings, refresh_tokens),
+        members=Members(settings),
         oidc=oidc,
         signals=opened.signals,
     )
 
 
 async def _dispatch(platform: Platform, *, alone: bool) -> None:
+    settings = platform.settings
     while True:
         try:
             await asyncio.to_thread(platform.payloads.sweep, await platform.jobs.payload_refs())
             await service_rules.apply_all(platform)
-            await Dispatcher(platform, alone=alone).run()
+            delegator = Delegator(platform, alone=alone)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(Dispatcher(platform, alone=alone, delegator=delegator).run())
+                group.create_task(delegator.run())
+                if settings.rescheduler_enable:
+                    rescheduler = Rescheduler(delegator, interval=settings.rescheduler_interval)
+                    group.create_task(rescheduler.run())
         except Exception:
             # A bug in one job's way must not stop all others: said loudly, begun again.
             log.exception("dispatcher ended")

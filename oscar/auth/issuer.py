@@ -159,6 +159,29 @@ class Issuer:
             raise Unavailable(f"the {name} of its configuration is not https")
         return address
 
+    # Tokens.
+
+    async def token_endpoint(self) -> str:
+        """Where refresh tokens are exchanged.
+
+        Raises:
+            Unavailable: the issuer can't be reached, or names no safe address.
+        """
+        try:
+            if not self._configuration:
+                self._configuration = await self._configuration_now()
+                self._configured = self._clock()
+            return self._address("token_endpoint")
+        except Unavailable as error:
+            log.warning("token endpoint not had", issuer=self.url, reason=error.message)
+            raise self._unreachable() from None
+
+    @property
+    def takes_basic(self) -> bool:
+        """Whether clients show their secret by basic authentication, which is the rule."""
+        methods = self._configuration.get("token_endpoint_auth_methods_supported")
+        return not isinstance(methods, list) or "client_secret_basic" in methods
+
     # UserInfo.
 
     async def user_info(self, token: str) -> Mapping[str, Any]:

@@ -16,7 +16,19 @@ import typer
 from typer.main import get_command
 
 import oscar
-from oscar.cli import archive, buckets, clusters, files, jobs, metrics, quotas, server, services, volumes
+from oscar.cli import (
+    archive,
+    buckets,
+    clusters,
+    federation,
+    files,
+    jobs,
+    metrics,
+    quotas,
+    server,
+    services,
+    volumes,
+)
 from oscar.errors import InvocationTimeout, Misuse, OscarError, Unreachable
 
 OK, FAILED, USAGE, REFUSED, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -41,6 +53,7 @@ app.add_typer(buckets.group, name="bucket")
 app.add_typer(volumes.group, name="volume")
 app.add_typer(clusters.group, name="cluster")
 app.add_typer(quotas.group, name="quota")
+app.add_typer(federation.group, name="federation")
 
 
 def _version(wanted: bool) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import httpx2
 
+from oscar.client.federation import Federations
 from oscar.client.metrics import MetricsCalls
 from oscar.client.records import (
     Bucket,
@@ -66,7 +67,7 @@ class Applied:
     warnings: tuple[str, ...] = ()
 
 
-class Client(MetricsCalls):
+class Client(MetricsCalls, Federations):
     """A user of one server.
 
     Args:

@@ -16,7 +16,8 @@ from typing import TypeVar
 from oscar import telemetry
 from oscar.compute.base import Phase, Run, RunState
 from oscar.core import callbacks, jobs, providers, services
-from oscar.core.platform import Platform
+from oscar.core.delegation import Delegator
+from oscar.core.platform import Known, Platform
 from oscar.errors import BadRequest, OscarError, RunNotFound
 from oscar.model.job import FINAL, MAX_HOPS, Job, JobState, RetryPolicy, Trouble, judge
 from oscar.state.usage_hours import Used
@@ -42,14 +43,16 @@ _PHASES = {
 class Dispatcher:
     """One dispatcher. `run` works until it is cancelled; the engine's runs go on without it."""
 
-    def __init__(self, platform: Platform, *, alone: bool) -> None:
+    def __init__(self, platform: Platform, *, alone: bool, delegator: Delegator | None = None) -> None:
         """Work for that platform.
 
         Args:
             platform: ports.
             alone: no other server works on this Store, so that all leases may be taken over at start.
+            delegator: takes jobs for which there is no room here.
         """
         self._p = platform
+        self._delegator = delegator
         self._alone = alone
         self._id = f"{platform.installation}-{uuid.uuid4().hex[:8]}"
         self._held: dict[str, Job] = {}
@@ -94,6 +97,8 @@ class Dispatcher:
         while True:
             wake.clear()
             await self._guarded(self._fill())
+            if self._delegator is not None and self._takes_no_more:
+                await self._guarded(self._delegator.relieve())
             await self._guarded(self._cancel())
             wait = await self._idle_time()
             # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with work.
@@ -115,6 +120,12 @@ class Dispatcher:
     def _full(self) -> bool:
         # While that is so, a burst of new jobs costs no statements here; the end of one that runs wakes us.
         return len(self._held) >= self._p.settings.running_limit
+
+    @property
+    def _takes_no_more(self) -> bool:
+        """Whether no job can be started now: all places are taken, or the engine says so."""
+        pace = self._p.paces.pace() if self._p.paces else None
+        return self._full or (pace is not None and pace.room <= 0)
 
     async def _fill(self) -> None:
         while not self._full:
@@ -142,9 +153,10 @@ class Dispatcher:
 
     def _start(self, job: Job) -> asyncio.Task[None]:
         self._held[job.run_name] = job
-        return self._spawn(self._submit(job, adopt=False))
+        return self._spawn(self._submit(job, adopt=False, fresh=True))
 
-    async def _submit(self, job: Job, *, adopt: bool) -> None:
+    async def _submit(self, job: Job, *, adopt: bool, fresh: bool = False) -> None:
+        """Have the engine run it; only of a `fresh` one, claimed just now, the engine certainly knows nothing."""
         known = await self._insisting(lambda: services.by_id(self._p, job.service_id))
         if known is None:
             await self._settle(
@@ -158,6 +170,8 @@ class Dispatcher:
             await self._settle(
                 job, RunState(job.run_name, Phase.DONE, Trouble.REFUSED, message), reason="event_loop"
             )
+            return
+        if fresh and await self._delegated(job, known):
             return
         run = Run(
             name=job.run_name,
@@ -187,6 +201,16 @@ class Dispatcher:
             await self._insisting(lambda: self._p.jobs.advance(job, JobState.SUBMITTED))
         if job.cancel_requested:
             await self._p.compute.cancel(job.run_name)
+
+    async def _delegated(self, job: Job, known: Known) -> bool:
+        """Whether another cluster is asked to run the job."""
+        delegator = self._delegator
+        if delegator is None or not await self._insisting(lambda: delegator.takes(job, known)):
+            return False
+        self._held.pop(job.run_name, None)
+        self._policies.pop(job.run_name, None)
+        self._p.signals.work.set()
+        return True
 
     async def _cancel(self) -> None:
         for job in await self._p.jobs.cancellations(self._id):

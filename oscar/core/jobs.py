@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import re
@@ -18,21 +19,24 @@ from typing import Any
 
 from oscar.auth.rules import Action, may_run, require_user, runs_of
 from oscar.compute.base import LogLine
-from oscar.core import callbacks, quotas, services
+from oscar.core import callbacks, quotas, remote, services
 from oscar.core.events import new_id
+from oscar.core.members import check_address
 from oscar.core.platform import Known, Platform
 from oscar.core.requests import Incoming
 from oscar.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, JobNotFound, RunNotFound
 from oscar.model.event import decode, hops, is_premature, split
-from oscar.model.job import ACTIVE, FINAL, ApiStatus, Job, JobState, NewJob, run_name
+from oscar.model.job import ACTIVE, FINAL, REMOTE, ApiStatus, Job, JobState, NewJob, run_name
 from oscar.model.request import Origin
 from oscar.model.user import Caller
+from oscar.state.delegations import Delegation
 
 INLINE_PAYLOAD = 64 * 1024
 """Bytes of a body that still go into the job's row."""
 
 LONGEST_WAIT = 300.0
 _LARGE = 1024 * 1024
+_JOB_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,70}[A-Za-z0-9])?")
 _WAIT = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 
@@ -45,6 +49,27 @@ class Accepted:
     repeated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Delegated:
+    """What a cluster says that gives a job away."""
+
+    job_id: str
+    origin: str = ""
+    hops: int = 0
+
+    def __post_init__(self) -> None:
+        if not _JOB_ID.fullmatch(self.job_id):
+            raise BadRequest(
+                f'"{self.job_id[:100]}" is not the id of a job',
+                field="X-Delegated-Job-ID",
+                fix='use at most 72 letters, digits and "-"',
+            )
+
+    def id_of(self, index: int) -> str:
+        """The id of the job of one of the event's objects."""
+        return f"{self.job_id}-{index}" if index else self.job_id
+
+
 async def accept(
     p: Platform,
     caller: Caller,
@@ -55,6 +80,7 @@ async def accept(
     owner: str | None = None,
     idempotency_key: str | None = None,
     callback: str | None = None,
+    delegated: Delegated | None = None,
 ) -> Accepted:
     """Make jobs of a body: one, or one for each record of a storage event. Durable on return.
 
@@ -67,6 +93,7 @@ async def accept(
         owner: chooses between services of the same name.
         idempotency_key: the same key for the same service gives the same job again.
         callback: URL that is told when the job has ended.
+        delegated: another cluster gives its job away: its id is kept, and again is the same job.
 
     Raises:
         BadRequest (400), BodyTooLarge (413), ServiceNotFound (404), Forbidden (403), StorageFull (507).
@@ -81,6 +108,8 @@ async def accept(
         )
     event = decode(body) if len(body) <= _LARGE else await asyncio.to_thread(decode, body)
     services.check_private(caller, known.service, event)
+    if event.access:
+        check_address(p.settings, event.access, field="access")
     if callback:
         await callbacks.check(p.settings, callback)
     parts = [part for part in split(event) if not all(is_premature(record) for record in part.records)]
@@ -91,7 +120,9 @@ async def accept(
     if not event.records:
         parts = [event]
     seed = None
-    if idempotency_key:
+    if delegated:
+        seed = f"delegated:{known.row.id}:{delegated.job_id}"
+    elif idempotency_key:
         seed = hashlib.sha256(json.dumps([known.row.id, caller.id, idempotency_key]).encode()).hexdigest()
     origin = p.recorder.origin(incoming)
     new = [
@@ -100,8 +131,9 @@ async def accept(
             known,
             payload=part.payload,
             user=caller.id,
-            kind="api",
-            hop_count=max((hops(record) for record in part.records), default=0),
+            kind="api" if delegated is None and event.provider is None else "delegated",
+            hop_count=max(delegated.hops if delegated else 0, *(hops(record) for record in part.records), 0),
+            job_id=delegated.id_of(index) if delegated else None,
             event_key=f"{seed}-{index}" if seed else None,
             callback=callback,
             # One request, however many records its event has.
@@ -109,12 +141,18 @@ async def accept(
         )
         for index, part in enumerate(parts)
     ]
+    # Its id says nothing then: the same one stands in both rows.
+    again = delegated is not None and await p.jobs.get(delegated.job_id) is not None
     jobs = await p.jobs.accept(new)
+    if caller.bearer and known.service.delegates_to:
+        for job in jobs:
+            p.tokens.lend(job.id, caller.bearer)
     p.signals.work.set()
-    repeated = [job.id for job in jobs] != [job.id for job in new]
+    repeated = again or [job.id for job in jobs] != [job.id for job in new]
     if repeated:
         incoming.repeated = True
-        await _remove_payloads(p, new)
+        kept = {job.payload_ref for job in jobs}
+        await _remove_payloads(p, [job for job in new if job.payload_ref not in kept])
     return Accepted(jobs, repeated)
 
 
@@ -126,13 +164,14 @@ async def _new_job(
     user: str,
     kind: str,
     hop_count: int,
+    job_id: str | None = None,
     event_key: str | None = None,
     callback: str | None = None,
     origin: Origin | None = None,
 ) -> NewJob:
     small = len(payload) <= INLINE_PAYLOAD
     return NewJob(
-        id=new_id(known.row.name),
+        id=job_id or new_id(known.row.name),
         service_id=known.row.id,
         service_name=known.row.name,
         owner=known.row.owner,
@@ -302,6 +341,7 @@ def info(job: Job, *, held: bool = False) -> dict[str, Any]:
 async def details(p: Platform, job: Job) -> dict[str, Any]:
     """A job as `GET /system/jobs/{service}/{job}` shows it."""
     known = await services.by_id(p, job.service_id) if job.state is JobState.QUEUED else None
+    given = await p.delegations.get(job.id)
     return {
         "job_id": job.id,
         "service": job.service_name,
@@ -313,7 +353,24 @@ async def details(p: Platform, job: Job) -> dict[str, Any]:
         "reason": job.reason,
         "message": job.message,
         "user": job.user,
+        **({"delegation": _given(given)} if given else {}),
     }
+
+
+def _given(row: Delegation) -> dict[str, Any]:
+    """Which member a job went to, and why; or why to none."""
+    shown = {
+        **row.member,
+        "policy": row.policy,
+        "reason": row.reason,
+        "remote_state": row.remote_state,
+        "problem": row.problem,
+        "heard": rfc3339(row.heard) if row.heard else None,
+    }
+    if row.access is None and not row.remote_state:
+        # Nobody has it: what stands there is the member that was tried last.
+        shown = {"tried": dict(row.member), "problem": row.problem, "rounds": row.rounds}
+    return {name: value for name, value in shown.items() if value not in (None, "", {})}
 
 
 async def _held(p: Platform, known: Known, jobs: Iterable[Job]) -> bool:
@@ -351,7 +408,7 @@ async def delete_all(
     require_user(caller)
     user = runs_of(caller)
     if everything:
-        for job_id in await p.jobs.ids(known.row.id, states=[JobState.QUEUED, *ACTIVE], user=user):
+        for job_id in await p.jobs.ids(known.row.id, states=[JobState.QUEUED, *ACTIVE, *REMOTE], user=user):
             job = await p.jobs.get(job_id)
             if job:
                 await _end(p, job)
@@ -387,9 +444,17 @@ async def remove(p: Platform, job_ids: list[str]) -> None:
 async def logs(
     p: Platform, job: Job, *, follow: bool = False, tail: int | None = None
 ) -> AsyncIterator[LogLine]:
-    """The job's log, all its attempts in a row; with `follow` until the job has ended."""
+    """The job's log, all its attempts in a row; with `follow` until the job has ended.
+
+    That of a delegated job is on its member.
+    """
     attempt = 1
     while True:
+        if (elsewhere := await _elsewhere(p, job)) is not None:
+            with contextlib.suppress(RunNotFound):
+                async for line in remote.Remote(p).logs(*elsewhere, job, follow=follow, tail=tail):
+                    yield line
+            return
         latest = attempt >= job.attempt
         if attempt <= job.attempt:
             try:
@@ -413,6 +478,17 @@ async def logs(
         if attempt > fresh.attempt:
             await _news(p, fresh)
         job = fresh
+
+
+async def _elsewhere(p: Platform, job: Job) -> tuple[remote.Target, Known] | None:
+    """The member that has the job, or had it to its end, with the service here; None when it runs here."""
+    if job.state is not JobState.DELEGATED and job.state not in FINAL:
+        return None
+    given = await p.delegations.get(job.id)
+    if given is None or given.access is None or given.member.get("type") != "oscar":
+        return None
+    known = await services.by_id(p, job.service_id)
+    return (remote.Target.read(given.access), known) if known else None
 
 
 async def _news(p: Platform, job: Job) -> None:

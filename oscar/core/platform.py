@@ -21,20 +21,25 @@ from oscar.compute.base import (
     Reconciles,
 )
 from oscar.core.leading import Leader
+from oscar.core.members import Members
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
+from oscar.core.tokens import Tokens
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import BucketAdmin, ObjectStore, Upkeep
 from oscar.settings import Settings
 from oscar.sources.base import RequestSource, UsageSource
 from oscar.state.config import Configuration
+from oscar.state.copies import Copies
+from oscar.state.delegations import Delegations
 from oscar.state.events import Events
 from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
 from oscar.state.metrics import RecordedRequests
 from oscar.state.payloads import Payloads
 from oscar.state.quotas import Quotas
+from oscar.state.refresh_tokens import RefreshTokens
 from oscar.state.services import ServiceRow, Services
 from oscar.state.usage_hours import UsedHours
 from oscar.state.users import Users
@@ -53,6 +58,8 @@ class Signals:
         self.work.set()
         self.exposed = asyncio.Event()
         """An exposed service has come, changed or gone."""
+        self.federation = asyncio.Event()
+        """A member of a federation is to be told something."""
         self._ended: dict[str, set[asyncio.Event]] = {}
 
     def watch(self, job_id: str) -> asyncio.Event:
@@ -136,6 +143,13 @@ class Platform:
     password: str = field(repr=False)
     recorder: Recorder
     figures: Figures
+    copies: Copies
+    delegations: Delegations
+    refresh_tokens: RefreshTokens
+    tokens: Tokens
+    """Bearer tokens for members of federations."""
+    members: Members
+    """Clients of other clusters."""
     rate: Rate
     """Calls of each user."""
     failures: Rate

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from oscar.core.members import is_allowed
 from oscar.core.platform import Platform
 from oscar.errors import InvalidField
 from oscar.model.service import Service
 from oscar.model.user import ADMIN
 from oscar.objects.addresses import is_public, resolve
+from oscar.objects.origin import is_origin
 
 
 async def check(p: Platform, service: Service) -> None:
@@ -29,6 +31,8 @@ async def check(p: Platform, service: Service) -> None:
         parts = urlsplit(text if "://" in text else f"https://{text}")
         host = parts.hostname or ""
         if not host or host in p.settings.storage_hosts or host == own:
+            continue
+        if is_origin(text) and is_allowed(host, parts.port, p.settings):
             continue
         addresses = await resolve(host, _port(parts.netloc))
         if not all(is_public(address) for address in addresses):

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oscar import telemetry
+from oscar.auth.exchange import Fresh
 from oscar.auth.rules import Action, Thing, choose_vo, may, may_administer, require_user
-from oscar.core import config, deployments, providers, quotas, volumes
+from oscar.core import config, copies, deployments, propagation, providers, quotas, volumes
 from oscar.core.platform import Known, Platform
 from oscar.errors import (
     AlreadyExists,
@@ -28,15 +30,18 @@ from oscar.errors import (
     ServiceNotFound,
 )
 from oscar.model.event import Event
+from oscar.model.federation import REFRESH_TOKEN, Topology
 from oscar.model.object import Bucket, Visibility
-from oscar.model.secrets import HIDDEN, secrets_of, with_secrets, without_secrets
+from oscar.model.secrets import HIDDEN, secrets_of, with_secrets, without_refresh_token, without_secrets
 from oscar.model.service import Service, definition, parse_service, unknown_fields, with_own_store
 from oscar.model.user import ADMIN, Caller
+from oscar.state.copies import Copy
 from oscar.state.services import BucketUse, ServiceRow
 
 log = telemetry.get("services")
 
 _KEPT = 1024
+_TOKEN = re.compile(r"[0-9a-f]{64}")
 _KEPT_THINGS = 16 * 1024
 
 
@@ -57,28 +62,85 @@ async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
             field="name",
             fix="choose another name, or update the service with PUT /system/services",
         )
-    service = _settled(p, service, owner=_owner(caller, service), token=secrets.token_hex(32))
+    service = _settled(p, service, owner=_owner(caller, service), token=await _token(p, service))
     await _permitted(p, service)
+    copies.check(p, service)
+    fresh = await copies.check_token(p, service)
     volume = await volumes.make_for(p, service)
     try:
         uses = await _ensure_buckets(p, caller, service)
         await _watch(p, service)
+        await _insert(p, caller, service, uses, fresh, volume)
+    except OscarError:
+        await volumes.unmake_for(p, service)
+        raise
+    await _watch(p, service)
+    await p.compute.apply(without_refresh_token(service))
+    await _expose(p, service)
+    log.info("service created", service=service.name, owner=service.owner)
+    return warnings
+
+
+async def _token(p: Platform, service: Service) -> str:
+    """A new token; a copy has its origin's, as long as nobody else here has that."""
+    if (
+        service.is_copy
+        and _TOKEN.fullmatch(service.token)
+        and await p.services.by_token(service.token) is None
+    ):
+        return service.token
+    return secrets.token_hex(32)
+
+
+async def _insert(
+    p: Platform,
+    caller: Caller,
+    service: Service,
+    uses: list[BucketUse],
+    fresh: Fresh | None,
+    volume: Callable[[Any, str], None] | None,
+) -> None:
+    """Store a new service once all members of its federation have their copies; else nothing is left anywhere.
+
+    Raises:
+        AlreadyExists (400), Unauthorized (401), Conflict (409), MemberError (502).
+    """
+    staged = copies.new_copies(service)
+    ids = [copy.id for copy in staged]
+
+    def also(connection: Any, service_id: str) -> None:
+        if volume is not None:
+            volume(connection, service_id)
+        p.copies.adopt(connection, service_id, ids)
+        if fresh is not None and fresh.refresh is not None:
+            given = service.environment.secrets[REFRESH_TOKEN]
+            p.refresh_tokens.keep_in(connection, service_id, given, fresh.refresh)
+
+    tokens = copies.bearers(caller, fresh)
+    # Noted before the first member hears of it: if we are killed in between, they are told to forget it.
+    await p.copies.stage(staged, service=service.name, owner=service.owner, undo=propagation.UNDO)
+    try:
+        await propagation.make(p, await p.copies.get(ids), service, tokens)
         await p.services.insert(
             name=service.name,
             owner=service.owner,
             token=service.token,
             **_stored(service),
             buckets=uses,
-            also=volume,
+            also=also,
         )
     except OscarError:
-        await volumes.unmake_for(p, service)
+        await p.copies.undo(ids)
+        await propagation.push(p, ids, tokens)
+        await _undo_buckets(p, uses)
         raise
-    await _watch(p, service)
-    await p.compute.apply(service)
-    await _expose(p, service)
-    log.info("service created", service=service.name, owner=service.owner)
-    return warnings
+
+
+async def _undo_buckets(p: Platform, uses: Sequence[BucketUse]) -> None:
+    for use in uses:
+        if use.created and not await p.services.users_of_bucket(use.bucket):
+            with contextlib.suppress(BucketNotEmpty):
+                await p.buckets.delete_bucket(use.bucket)
 
 
 async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[str]:
@@ -92,23 +154,71 @@ async def update(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     known = await find(p, caller, service.name, action=Action.CHANGE, owner=service.owner or None)
     vo = choose_vo(caller, service.vo, p.settings.oidc_groups, before=known.service.vo)
     service = service.model_copy(update={"vo": vo})
-    warnings = [*_warnings(data), *p.compute.check(service)]
+    copies.guard(known.service, service)
+    pending = await replace(p, caller, known, service)
+    return [
+        *_warnings(data),
+        *p.compute.check(service),
+        *(f"{copy.cluster_id}: not told yet, tried again: {copy.problem or 'no answer'}" for copy in pending),
+    ]
+
+
+async def replace(
+    p: Platform, caller: Caller, known: Known, service: Service, *, leave: bool = False, exact: bool = False
+) -> list[Copy]:
+    """Give a service another definition, and tell the members of its federation.
+
+    Args:
+        p: the platform.
+        caller: who may change it.
+        known: as it is.
+        service: as it should be; blank secrets stay as they are.
+        leave: members that are no longer in it keep their copies.
+        exact: only if nobody has changed it meanwhile.
+
+    Returns:
+        The copies whose members could not be told yet.
+
+    Raises:
+        InvalidField (400), Forbidden (403), Conflict (409).
+    """
+    p.compute.check(service)
     service = _settled(p, service, owner=known.row.owner, token=known.row.token)
     await _permitted(p, service)
     service = with_secrets(service, known.row.secrets or {})
     volumes.check_unchanged(known.service, service)
+    copies.check(p, service, known.service)
+    before = copies.given_token(known.row) if known.service.topology is not Topology.NONE else ""
+    fresh = await copies.check_token(p, service, before)
     uses = await _ensure_buckets(p, caller, service)
     await _watch(p, service)
-    await p.services.replace(known.row.id, token=service.token, **_stored(service), buckets=uses)
+    present = await p.copies.of_service(known.row.id)
+    change = copies.change(service, present, leave=leave)
+
+    def also(connection: Any) -> None:
+        p.copies.change(connection, known.row.id, change, service=service.name, owner=service.owner)
+        if fresh is not None and fresh.refresh is not None:
+            given = service.environment.secrets[REFRESH_TOKEN]
+            p.refresh_tokens.keep_in(connection, known.row.id, given, fresh.refresh)
+
+    await p.services.replace(
+        known.row.id,
+        token=service.token,
+        **_stored(service),
+        buckets=uses,
+        generation=known.row.generation if exact else None,
+        also=also,
+    )
     await _watch(p, service)
     await _unwatch(p, known.service)
     dropped = set(known.service.buckets()) - set(service.buckets())
     for name in dropped:
         await _make_private(p, name)
-    await p.compute.apply(service)
+    await p.compute.apply(without_refresh_token(service))
     await _expose(p, service)
     log.info("service updated", service=service.name, owner=service.owner)
-    return warnings
+    touched = {*(new.id for new in change.add), *change.keep, *change.drop}
+    return await propagation.push(p, touched, copies.bearers(caller, fresh)) if touched else []
 
 
 async def read(
@@ -152,7 +262,10 @@ async def delete(
     known = await find(p, caller, name, action=Action.CHANGE, owner=owner)
     mount = known.service.mount
     kept = mount.bucket if mount and known.service.is_own_store(mount) else None
-    free = await p.services.delete(known.row.id)
+    made = await p.copies.of_service(known.row.id)
+    free = await p.services.delete(
+        known.row.id, also=lambda connection: p.copies.drop_all(connection, known.row.id)
+    )
     p.signals.work.set()
     await _unwatch(p, known.service)
     await p.compute.remove(known.row.owner, name)
@@ -168,6 +281,8 @@ async def delete(
             except BucketNotEmpty:
                 await _make_private(p, use.bucket)
                 log.info("bucket kept with its data", bucket=use.bucket, service=name)
+    if made:
+        await propagation.push(p, [copy.id for copy in made], copies.bearers(caller, None))
     log.info("service deleted", service=name, owner=known.row.owner, data=data)
 
 
@@ -216,9 +331,8 @@ def parsed(p: Platform, row: ServiceRow) -> Known:
 
 
 def _parse(row: ServiceRow) -> Known:
-    service = Service.model_validate(json.loads(row.definition))
-    service = with_secrets(service, row.secrets or {})
-    return Known(row, service.model_copy(update={"token": row.token, "owner": row.owner}))
+    # The refresh token speaks for the owner on other clusters: nothing that runs a script ever gets it.
+    return Known(row, without_refresh_token(copies.stored(row)))
 
 
 async def apply_all(p: Platform) -> None:
@@ -279,6 +393,7 @@ def _owner(caller: Caller, service: Service) -> str:
 
 
 def _settled(p: Platform, service: Service, *, owner: str, token: str) -> Service:
+    service = copies.named(service)
     own = service.storage_providers.minio.get("default")
     federated = "oscar.grycap/origin-cluster" in service.annotations
     if not (own and own.endpoint and federated):
@@ -338,7 +453,15 @@ def _stored(service: Service) -> dict[str, Any]:
         "inputs": [(watched.bucket, watched.folder) for watched in service.storage_inputs],
         "concurrency": service.concurrency,
         "need": quotas.need_of(service),
+        "delegates": _threshold(service),
     }
+
+
+def _threshold(service: Service) -> int | None:
+    """Seconds after which a waiting job may be moved, 0 for the server's own figure; None when it has nowhere to go."""
+    if not service.delegates_to:
+        return None
+    return service.federation.rescheduler_threshold if service.federation else 0
 
 
 async def _shown(

@@ -18,6 +18,7 @@ from oscar.auth.rules import may_administer
 from oscar.compute.base import Capacity
 from oscar.core.jobs import rfc3339
 from oscar.core.platform import Platform
+from oscar.core.propagation import FEATURE
 from oscar.model.job import ApiStatus, JobState, api_status
 from oscar.model.node import Amount, Node, described
 from oscar.model.user import Caller
@@ -35,6 +36,8 @@ async def info(p: Platform) -> dict[str, Any]:
         "architecture": machine.machine(),
         "kubernetes_version": p.nodes.version() if p.nodes else "",
         "serverless_backend": {"name": "cluster" if p.nodes else "embedded", "version": p.compute.describe()},
+        # Ours: how servers of this kind know one another.
+        "features": [FEATURE],
     }
 
 

@@ -74,7 +74,14 @@ async def _oidc(p: Platform, oidc: Oidc, token: str) -> Caller:
         await _provision(p, identity)
     # Decided anew for every request and kept nowhere, so that no request can act with the rights of another.
     admin = identity.subject in p.settings.users_admin
-    return Caller(identity.subject, Entrance.OIDC, admin=admin, name=identity.name, groups=identity.groups)
+    return Caller(
+        identity.subject,
+        Entrance.OIDC,
+        admin=admin,
+        name=identity.name,
+        groups=identity.groups,
+        bearer=token,
+    )
 
 
 async def _provision(p: Platform, identity: Identity) -> None:

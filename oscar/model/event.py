@@ -98,6 +98,8 @@ class Event:
     """The input file of API and unknown events."""
     provider: str | None = None
     """Where a delegated event's objects are: a provider string or the id of a cluster."""
+    access: str | None = field(default=None, repr=False)
+    """An address at which the delegating cluster lets the event's object be read for some hours."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Query parameters of an API gateway event."""
     value: Any = field(default=None, repr=False)
@@ -146,12 +148,13 @@ def split(event: Event) -> list[Event]:
         raise _too_deep() from None
 
 
-def delegate(payload: bytes, provider: str) -> bytes:
+def delegate(payload: bytes, provider: str, *, access: str | None = None) -> bytes:
     """A payload as another cluster gets it.
 
     Args:
         payload: the original one.
         provider: where its objects are, in the words of the receiving service.
+        access: an address at which its object can be read without keys; OSCAR 4 does not look at it.
 
     Raises:
         BadRequest: it is not text.
@@ -160,7 +163,8 @@ def delegate(payload: bytes, provider: str) -> bytes:
         text = payload.decode()
     except UnicodeDecodeError:
         raise BadRequest("the body is not text", field="body") from None
-    return json.dumps({"storage_provider": provider, "event": text}).encode()
+    wrapped = {"storage_provider": provider, "event": text}
+    return json.dumps(wrapped | ({"access": access} if access else {})).encode()
 
 
 def _too_deep() -> BadRequest:
@@ -240,7 +244,10 @@ def _delegated(event: Event, value: Mapping[str, Any]) -> Event:
         raise BadRequest("the storage provider contains a NUL or half a character", field="storage_provider")
     inner = value["event"]
     # The innermost envelope wins: it was written by the cluster where the objects are.
-    event = replace(_enter(event, value, "event"), provider=provider)
+    access = value.get("access")
+    if access is not None and not (isinstance(access, str) and can_be_stored(access)):
+        raise BadRequest("the address of the event's object is not text", field="access")
+    event = replace(_enter(event, value, "event"), provider=provider, access=access)
     if isinstance(inner, str):
         return _decode(event, _encoded(inner, "event"))
     if isinstance(inner, dict | list):

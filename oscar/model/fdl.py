@@ -143,12 +143,15 @@ def undefined_clusters(definition: Mapping[str, Any]) -> set[str]:
 
 def undefined_members(definition: Mapping[str, Any]) -> set[str]:
     """Ids of clusters that hold replicas of the service and that its `clusters` does not describe."""
-    federation = from_legacy(definition).get("federation")
+    whole = from_legacy(definition)
+    federation = whole.get("federation")
     members = federation.get("members") if isinstance(federation, Mapping) else None
     clusters = definition.get("clusters")
+    listed = [part for part in (members, whole.get("replicas")) if isinstance(part, list)]
     named = {
         str(member["cluster_id"])
-        for member in (members if isinstance(members, list) else [])
+        for part in listed
+        for member in part
         if isinstance(member, Mapping) and member.get("cluster_id")
     }
     return named - set(clusters if isinstance(clusters, Mapping) else ())

@@ -6,13 +6,25 @@ Called by `model.service`; the rules of delegation live in the core. Field names
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from oscar.model.fields import Model, Name, Text, as_text, fold_keys, refuse
+
+WORKER = "oscar.grycap/federation-worker"
+"""Annotation that marks the copy of a federated service on a member cluster: "true"."""
+ORIGIN_CLUSTER = "oscar.grycap/origin-cluster"
+"""Annotation of a copy: the id of the cluster that made it."""
+ORIGIN_SERVICE = "oscar.grycap/origin-service"
+"""Annotation of a copy: the name of the service there."""
+COPY_ID = "oscar.grycap/federation-copy"
+"""Annotation of a copy, ours: which of the origin's copies it is. A service without it is never touched."""
+
+REFRESH_TOKEN = "refresh_token"  # noqa: S105 - a name
+"""The entry of `environment.secrets` with which an origin gets tokens for its members; no script ever sees it."""
 
 
 class Topology(StrEnum):
@@ -94,6 +106,13 @@ class Replica(Model):
             )
         return self
 
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What makes it this replica and no other: an endpoint has only its address."""
+        if self.type == "endpoint":
+            return ("endpoint", self.url, "")
+        return ("oscar", self.cluster_id, self.service_name)
+
 
 class Federation(Model):
     """The group of clusters that share a service's jobs. `group_id` is the service's name when not given."""
@@ -108,20 +127,22 @@ class Federation(Model):
     @field_validator("members")
     @classmethod
     def _once_each(cls, members: list[Replica]) -> list[Replica]:
-        seen: set[tuple[str, ...]] = set()
-        unique = []
-        for member in members:
-            identity = (member.type, member.cluster_id, member.service_name, member.url)
-            if identity not in seen:
-                seen.add(identity)
-                unique.append(member)
-        return unique
+        return once_each(members)
+
+
+def once_each(replicas: Iterable[Replica]) -> list[Replica]:
+    """The replicas in their order, each once."""
+    unique: dict[tuple[str, str, str], Replica] = {}
+    for replica in replicas:
+        unique.setdefault(replica.identity, replica)
+    return list(unique.values())
 
 
 def from_legacy(data: Any) -> Any:
-    """A service with its top-level `replicas`, `delegation` and `rescheduler_threshold` under `federation`.
+    """A service with its top-level `delegation` and `rescheduler_threshold` under `federation`.
 
-    That is how files before OSCAR 4 and its documentation write a replica list. A `federation` block wins.
+    That is how files before OSCAR 4 and its documentation write a replica list. A `federation` block wins. The
+    `replicas` themselves stay: nothing is made on their clusters. Of a star or a mesh without members they are those.
     """
     if not isinstance(data, Mapping):
         return data
@@ -129,10 +150,26 @@ def from_legacy(data: Any) -> Any:
     if "replicas" not in lower:
         return data
     rest = dict(data)
-    legacy: dict[str, Any] = {"members": rest.pop(lower["replicas"])}
+    legacy: dict[str, Any] = {}
     for name in ("delegation", "rescheduler_threshold"):
         if name in lower:
             legacy[name] = rest.pop(lower[name])
-    present = rest.pop(lower.get("federation", "federation"), None) or {}
-    rest["federation"] = {**legacy, **fold_keys(Federation, present)}
+    found = rest.pop(lower.get("federation", "federation"), None) or {}
+    present = fold_keys(Federation, found)
+    if not isinstance(present, Mapping):
+        return {**rest, "federation": found}
+    block = {**legacy, **present}
+    if _is_group(block.get("topology")) and not block.get("members") and not _is_copy(rest, lower):
+        block["members"] = rest.pop(lower["replicas"])
+    if block:
+        rest["federation"] = block
     return rest
+
+
+def _is_group(topology: Any) -> bool:
+    return isinstance(topology, str) and topology.strip().lower() in {"star", "tree", "mesh"}
+
+
+def _is_copy(data: Mapping[str, Any], lower: Mapping[str, str]) -> bool:
+    annotations = data.get(lower.get("annotations", "annotations"))
+    return isinstance(annotations, Mapping) and str(annotations.get(WORKER, "")).lower() == "true"

@@ -20,6 +20,8 @@ class JobState(StrEnum):
     SUBMITTED = "submitted"
     RUNNING = "running"
     SETTLING = "settling"
+    DELEGATING = "delegating"
+    DELEGATED = "delegated"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -31,19 +33,32 @@ HELD = "held"
 """The reason of a submitted job that a quota of the engine's holds back."""
 
 ACTIVE = frozenset({JobState.SUBMITTING, JobState.SUBMITTED, JobState.RUNNING, JobState.SETTLING})
-"""States in which an attempt holds a lease."""
+"""States in which an attempt holds a lease and the engine may know it."""
+
+REMOTE = frozenset({JobState.DELEGATING, JobState.DELEGATED})
+"""States of a job that another cluster is asked to run, or runs; leased as well, no engine here knows it."""
 
 FINAL = frozenset(
     {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.DEAD, JobState.INTERRUPTED}
 )
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.SUBMITTING, JobState.CANCELLED, JobState.DEAD}),
-    JobState.SUBMITTING: frozenset({JobState.SUBMITTED, JobState.RUNNING, JobState.SETTLING, JobState.QUEUED})
+    JobState.QUEUED: frozenset({JobState.SUBMITTING, JobState.DELEGATING, JobState.CANCELLED, JobState.DEAD}),
+    JobState.SUBMITTING: frozenset(
+        {
+            JobState.SUBMITTED,
+            JobState.RUNNING,
+            JobState.SETTLING,
+            JobState.QUEUED,
+            JobState.DELEGATING,
+        }
+    )
     | FINAL,
     JobState.SUBMITTED: frozenset({JobState.RUNNING, JobState.SETTLING, JobState.QUEUED}) | FINAL,
     JobState.RUNNING: frozenset({JobState.SETTLING, JobState.QUEUED}) | FINAL,
     JobState.SETTLING: frozenset({JobState.QUEUED}) | FINAL,
+    JobState.DELEGATING: frozenset({JobState.DELEGATED, JobState.QUEUED}) | FINAL,
+    JobState.DELEGATED: frozenset({JobState.QUEUED}) | FINAL,
     **{state: frozenset() for state in FINAL},
 }
 """From each state, the states that may follow. A re-run is a new job, so final states are final."""
@@ -170,7 +185,7 @@ class NewJob:
     user: str
     """Who caused it: uploader, caller, or owner of the token. Decides who sees it."""
     kind: str
-    """`event` (a stored object), `api` (POST /job), `delegated`, `rerun`."""
+    """`event` (a stored object), `api` (POST /job), `delegated` (another cluster's job), `rerun`."""
     payload: bytes | None
     payload_ref: str | None = None
     """Name of a body in the payload folder, for payloads over the inline limit."""
@@ -220,6 +235,8 @@ class Job:
         """The status in the API's words."""
         if self.state is JobState.SUBMITTED and self.reason == HELD:
             return ApiStatus.SUSPENDED
+        if self.state is JobState.DELEGATED and self.started is not None:
+            return ApiStatus.RUNNING
         return api_status(self.state)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from oscar.model.federation import REFRESH_TOKEN
 from oscar.model.service import Service
 from oscar.model.storage import DEFAULT_PROVIDER
 
@@ -94,7 +95,30 @@ def _map_secrets(service: Service, change: Callable[[tuple[str, ...], str], str]
             for index, member in enumerate(service.federation.members)
         ]
         update["federation"] = service.federation.model_copy(update={"members": members})
+    if service.replicas:
+        update["replicas"] = [
+            replica.model_copy(
+                update={
+                    "headers": {
+                        name: change(("replicas", str(index), "headers", name), value)
+                        for name, value in replica.headers.items()
+                    }
+                }
+            )
+            for index, replica in enumerate(service.replicas)
+        ]
     return service.model_copy(update=update)
+
+
+def without_refresh_token(service: Service) -> Service:
+    """The service as engines get it: the token that speaks for its owner elsewhere is not theirs to pass on."""
+    secrets = service.environment.secrets
+    if REFRESH_TOKEN not in secrets:
+        return service
+    kept = {name: value for name, value in secrets.items() if name != REFRESH_TOKEN}
+    return service.model_copy(
+        update={"environment": service.environment.model_copy(update={"secrets": kept})}
+    )
 
 
 def _map_providers(service: Service, change: Callable[[tuple[str, ...], str], str]) -> Any:

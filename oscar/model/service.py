@@ -24,7 +24,16 @@ from pydantic import (
 
 from oscar.errors import InvalidField
 from oscar.model import resources
-from oscar.model.federation import Cluster, Federation, Topology, from_legacy
+from oscar.model.federation import (
+    REFRESH_TOKEN,
+    WORKER,
+    Cluster,
+    Federation,
+    Replica,
+    Topology,
+    from_legacy,
+    once_each,
+)
 from oscar.model.fields import (
     CpuQuantity,
     MemoryQuantity,
@@ -77,8 +86,6 @@ RESERVED_ENVIRONMENT = frozenset(
 """Variables that the platform sets; its values win over a service's own."""
 
 LOG_LEVELS = ("NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-WORKER_ANNOTATION = "oscar.grycap/federation-worker"
-"""Marks the copy of a federated service on a member cluster."""
 
 MOUNTS = "/mnt"
 """The folder in which a service's `mount` appears, under its own path."""
@@ -234,6 +241,8 @@ class Service(Model):
     expose: Expose = Expose()
     kserve: Kserve | None = None
     federation: Federation | None = None
+    replicas: list[Replica] = []
+    """Services elsewhere that take this one's jobs and that nobody makes there; a copy has them from its origin."""
     interlink_node_name: Name = ""
     vo: Name = ""
     visibility: Annotated[Visibility, BeforeValidator(_visibility)] = Visibility.PRIVATE
@@ -289,6 +298,11 @@ class Service(Model):
             return federation.model_copy(update={"group_id": info.data.get("name", "")})
         return federation
 
+    @field_validator("replicas")
+    @classmethod
+    def _replicas_once(cls, replicas: list[Replica]) -> list[Replica]:
+        return once_each(replicas)
+
     @model_validator(mode="after")
     def _consistent(self) -> Service:
         _check_places(self)
@@ -340,6 +354,34 @@ class Service(Model):
         """The buckets of the own store that the service uses, each once: inputs, outputs, mount."""
         places = [*self.input, *self.output, *([self.mount] if self.mount else [])]
         return list(dict.fromkeys(place.bucket for place in places if self.is_own_store(place)))
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether another cluster made it and keeps it: a copy of a federated service there."""
+        return self.annotations.get(WORKER, "").lower() == "true"
+
+    @property
+    def topology(self) -> Topology:
+        """That of its federation; none without one."""
+        return self.federation.topology if self.federation else Topology.NONE
+
+    @property
+    def copies(self) -> list[Replica]:
+        """The members on which copies of the service are made and kept: only the origin of a star or a mesh has any."""
+        if self.federation is None or self.topology is Topology.NONE or self.is_copy:
+            return []
+        return [member for member in self.federation.members if member.type == "oscar"]
+
+    @property
+    def delegates_to(self) -> list[Replica]:
+        """Where its jobs may go, priority 0 first.
+
+        The members of a star or a mesh, else the replicas: members under topology none are only written down.
+        """
+        found = list(self.replicas)
+        if self.federation and (self.topology is not Topology.NONE or self.is_copy):
+            found = [*self.federation.members, *found]
+        return sorted(once_each(found), key=lambda replica: replica.priority)
 
     def provider(self, ref: ProviderRef) -> Any:
         """The definition of the provider, None when there is none."""
@@ -453,9 +495,9 @@ def _check_federation(service: Service) -> None:
     federation = service.federation
     if federation is None or federation.topology is Topology.NONE:
         return
-    if service.annotations.get(WORKER_ANNOTATION, "").lower() == "true":
+    if service.is_copy:
         return
-    if "refresh_token" not in service.environment.secrets:
+    if REFRESH_TOKEN not in service.environment.secrets:
         raise refuse(
             "a federated service needs a refresh token",
             field="environment.secrets.refresh_token",
@@ -490,6 +532,7 @@ _LEFT_OUT_WHEN_EMPTY = frozenset(
         "kserve",
         "mount",
         "namespace",
+        "replicas",
         "retry",
         "script",
         "storage_providers",

@@ -5,7 +5,7 @@ Made by `core.users.identify`, judged by `auth.rules`. Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 ADMIN = "cluster_admin"
@@ -38,6 +38,8 @@ class Caller:
     """The one service that a token opens."""
     name: str = ""
     groups: frozenset[str] = frozenset()
+    bearer: str = field(default="", repr=False, compare=False)
+    """The OIDC token itself, for calls of other clusters in his name; empty for all other entrances."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -341,7 +341,7 @@ class Jobs:
             )
             connection.execute(
                 jobs.update()
-                .where(jobs.c.id == job_id, _active())
+                .where(jobs.c.id == job_id, jobs.c.state != JobState.QUEUED.value, jobs.c.finished.is_(None))
                 .values(cancel_requested=True, updated=now_ms())
             )
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).first()

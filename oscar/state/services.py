@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from oscar.errors import AlreadyExists, ServiceNotFound
+from oscar.errors import AlreadyExists, Conflict, ServiceNotFound
 from oscar.model.job import JobState
 from oscar.model.quota import NOTHING, Resources
 from oscar.state.direct import Direct
@@ -76,6 +76,7 @@ class Services:
         buckets: Sequence[BucketUse],
         concurrency: int,
         need: Resources = NOTHING,
+        delegates: int | None = None,
         also: Callable[[sa.Connection, str], None] | None = None,
     ) -> str:
         """Store a new service; returns its id. `also` is done in the same transaction, given that id.
@@ -86,6 +87,7 @@ class Services:
         service_id = str(uuid.uuid4())
         values = {
             **self._values(definition, token, secrets, concurrency, need),
+            "delegates": delegates,
             "id": service_id,
             "name": name,
             "owner": owner,
@@ -119,13 +121,20 @@ class Services:
         buckets: Sequence[BucketUse],
         concurrency: int,
         need: Resources = NOTHING,
+        delegates: int | None = None,
+        generation: int | None = None,
+        also: Callable[[sa.Connection], None] | None = None,
     ) -> int:
         """Overwrite a service; a bucket that it created once stays marked so. Returns its new generation.
 
+        `also` is done in the same transaction.
+
         Raises:
             ServiceNotFound: it is gone.
+            Conflict: it has another generation than that one by now.
         """
-        values = self._values(definition, token, secrets, concurrency, need)
+        values = self._values(definition, token, secrets, concurrency, need) | {"delegates": delegates}
+        before = generation
 
         def work(connection: sa.Connection) -> int:
             generation = connection.execute(
@@ -136,12 +145,16 @@ class Services:
             ).scalar()
             if generation is None:
                 raise ServiceNotFound
+            if before is not None and generation != before + 1:
+                raise Conflict("The service was changed by somebody else meanwhile", fix="try again")
             kept = {use.bucket for use in self._uses(connection, service_id) if use.created}
             since = self._since(connection, service_id)
             connection.execute(service_inputs.delete().where(service_inputs.c.service_id == service_id))
             connection.execute(service_buckets.delete().where(service_buckets.c.service_id == service_id))
             merged = [BucketUse(use.bucket, use.created or use.bucket in kept) for use in buckets]
             self._relate(connection, service_id, inputs, merged, since)
+            if also is not None:
+                also(connection)
             return int(generation)
 
         return await self._store.write(work)
@@ -203,8 +216,10 @@ class Services:
             lambda connection: [self._row(row) for row in connection.execute(query)]
         )
 
-    async def delete(self, service_id: str) -> list[BucketUse]:
-        """Remove a service and cancel its waiting jobs; silent if absent.
+    async def delete(
+        self, service_id: str, *, also: Callable[[sa.Connection], None] | None = None
+    ) -> list[BucketUse]:
+        """Remove a service and cancel its waiting jobs; silent if absent. `also` is done in the same transaction.
 
         Returns:
             The buckets that only it used.
@@ -232,6 +247,8 @@ class Services:
                 .where(jobs.c.service_id == service_id, jobs.c.finished.is_(None))
                 .values(cancel_requested=True, updated=now_ms())
             )
+            if also is not None:
+                also(connection)
             connection.execute(services.delete().where(services.c.id == service_id))
             return [use for use in uses if use.bucket not in others]
 

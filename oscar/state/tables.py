@@ -84,6 +84,8 @@ services = Table(
     Column("concurrency", Integer, nullable=False, server_default="0"),
     *_needs(),
     Column("generation", Integer, nullable=False, server_default="1"),
+    # Null: its jobs run here only. Else the seconds after which one may be moved elsewhere, 0 for the server's figure.
+    Column("delegates", Integer),
     Column("created", BigInteger, nullable=False),
     Column("updated", BigInteger, nullable=False),
     Index("uq_services_name_owner", "name", "owner", unique=True),
@@ -159,6 +161,13 @@ jobs = Table(
         "lease_until",
         sqlite_where=text("state IN ('submitting','submitted','running','settling')"),
         postgresql_where=text("state IN ('submitting','submitted','running','settling')"),
+    ),
+    Index(
+        "ix_jobs_remote",
+        "state",
+        "lease_until",
+        sqlite_where=text("state IN ('delegating','delegated')"),
+        postgresql_where=text("state IN ('delegating','delegated')"),
     ),
     Index("ix_jobs_service_created", "service_id", "created", "id"),
     Index("ix_jobs_finished", "finished"),

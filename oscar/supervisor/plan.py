@@ -17,9 +17,10 @@ import yaml
 
 from oscar.errors import BadRequest
 from oscar.model.event import Event, EventKind, Record, Source, decode, matches
+from oscar.model.federation import ORIGIN_CLUSTER
 from oscar.model.record import can_be_stored
-from oscar.model.secrets import without_secrets
-from oscar.model.service import RESERVED_ENVIRONMENT, WORKER_ANNOTATION, Service
+from oscar.model.secrets import without_refresh_token, without_secrets
+from oscar.model.service import RESERVED_ENVIRONMENT, Service
 from oscar.model.storage import (
     DEFAULT_PROVIDER,
     OWN_STORE,
@@ -38,10 +39,6 @@ LARGEST_EVENT = 64 * 1024
 HIDDEN = "hidden"
 """Stands in definitions for keys of the own store."""
 
-DELEGATION_SECRET = "refresh_token"  # noqa: S105 - a name
-"""The secret with which the platform itself speaks for the owner (federation); no script gets it."""
-
-_ORIGIN_ANNOTATION = "oscar.grycap/origin-cluster"
 _PARAMETER = "CONT_VAR_"
 _NAME_BYTES = 255
 
@@ -61,6 +58,8 @@ class Download:
     bucket: str
     key: str
     name: str
+    url: str = field(default="", repr=False)
+    """Where the delegating cluster lets it be read without keys; else it comes from the provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +175,7 @@ def service_environment(service: Service) -> dict[str, str]:
 
     A user's variable can't take the place of a reserved one, even where that is not set.
     """
-    secrets = {
-        name: value for name, value in service.environment.secrets.items() if name != DELEGATION_SECRET
-    }
-    users = {**service.environment.variables, **secrets}
+    users = {**service.environment.variables, **without_refresh_token(service).environment.secrets}
     exposed = f"/system/services/{service.name}/exposed" if service.expose.active else ""
     return {
         **{name: value for name, value in users.items() if name not in RESERVED_ENVIRONMENT},
@@ -226,9 +222,7 @@ def is_own(service: Service, ref: ProviderRef) -> bool:
 
 def _carries_store(service: Service) -> bool:
     default = service.storage_providers.minio.get(DEFAULT_PROVIDER)
-    copied = service.annotations.get(WORKER_ANNOTATION, "").lower() == "true" or bool(
-        service.annotations.get(_ORIGIN_ANNOTATION)
-    )
+    copied = service.is_copy or bool(service.annotations.get(ORIGIN_CLUSTER))
     return bool(copied and default and default.endpoint and default.access_key not in {"", HIDDEN})
 
 
@@ -264,14 +258,16 @@ def _is_name(name: str) -> bool:
 def _downloads(service: Service, event: Event) -> tuple[Download, ...]:
     names = _Names()
     found = []
+    # Of several objects the address would be that of one.
+    url = event.access if event.access and len(event.records) == 1 else ""
     for index, record in enumerate(event.records):
         ref, bucket, key = _source(service, event, record)
-        if is_own(service, ref):
+        if is_own(service, ref) and not url:
             _check_readable(service, record, index)
             ref = OWN_STORE
-        else:
+        elif not url:
             _check_declared(service, ref, record, key, index)
-        found.append(Download(str(ref), bucket, key, names.take(_base_name(key, index))))
+        found.append(Download(str(ref), bucket, key, names.take(_base_name(key, index)), url))
     return tuple(found)
 
 
@@ -402,11 +398,13 @@ def _outputs(service: Service, event: Event) -> tuple[Output, ...]:
     found = []
     for place in service.output:
         own = is_own(service, place.provider)
+        # The origin of a copy has the same private buckets, by the same names.
+        home = service.is_copy and place.provider.id == service.annotations.get(ORIGIN_CLUSTER)
         bucket, folder = _target(service, place)
         found.append(
             Output(
                 provider=str(OWN_STORE if own else place.provider),
-                bucket=private if own and private else bucket,
+                bucket=private if private and (own or home) else bucket,
                 folder=folder,
                 prefixes=tuple(place.prefix),
                 suffixes=tuple(place.suffix),

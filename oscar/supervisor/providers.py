@@ -25,6 +25,7 @@ from oscar.model.user import ADMIN
 from oscar.objects.base import FileStore
 from oscar.objects.gate import Gate
 from oscar.objects.onedata import OnedataStore
+from oscar.objects.origin import OriginStore, is_origin
 from oscar.objects.reach import Reach
 from oscar.objects.rucio import RucioStore, Site
 from oscar.objects.rucio_token import Tokens
@@ -93,6 +94,9 @@ def _open_minio(provider: MinIOProvider, field: str, gate: Gate | None) -> Clien
             field=f"{field}.endpoint",
             fix="Write it with its scheme, such as https://minio.example:9000.",
         )
+    if is_origin(provider.endpoint):
+        _need(provider.secret_key, f"{field}.secret_key", "Have the service's origin make the copy again.")
+        return OriginStore(provider.endpoint, provider.secret_key, verify=provider.verify)
     keys = _keys(provider, field)
     try:
         return S3Store(provider.endpoint, *keys, provider.region, verify=provider.verify, gate=gate)

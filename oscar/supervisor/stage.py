@@ -20,6 +20,7 @@ from typing import TypeVar
 from oscar.errors import BucketNotFound, OscarError, StorageError, StorageFull
 from oscar.model.object import Producer
 from oscar.model.storage import OWN_STORE
+from oscar.objects import origin
 from oscar.objects.base import FileStore
 from oscar.supervisor import results
 from oscar.supervisor.plan import Download, InputFile, Plan, outputs
@@ -146,17 +147,21 @@ async def _download_all(
 ) -> None:
     for left in work.glob(f"{_STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
-    stores = {download.provider: _open(providers, download.provider) for download in downloads}
+    stores = {
+        download.provider: _open(providers, download.provider) for download in downloads if not download.url
+    }
     # Not in `in`: what a killed server leaves half-done must not look like an input.
     with tempfile.TemporaryDirectory(prefix=_STAGING, dir=work) as staging:
 
         async def fetch(numbered: tuple[int, Download]) -> None:
             number, download = numbered
             place = f"{download.provider} {download.bucket}/{download.key}"
+            path = Path(staging, str(number))
             try:
-                found = await stores[download.provider].download(
-                    download.bucket, download.key, Path(staging, str(number))
-                )
+                if download.url:
+                    found = await origin.fetch(download.url, download.key, path)
+                else:
+                    found = await stores[download.provider].download(download.bucket, download.key, path)
             except OscarError as error:
                 raise _named(error, place) from error
             _put_in_place(Path(staging, str(number)), work / "in", download.name)

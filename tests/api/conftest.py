@@ -91,6 +91,7 @@ def application(data: Path, **more: Any) -> Iterator[Scene]:
         worker_idle=600,
         # A walk over all routes without credentials is many wrong log-ins.
         login_failures=100_000,
+        federation_hosts=("far.test",),
         **more,
     )
     made, _ = build(settings)

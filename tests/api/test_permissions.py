@@ -18,7 +18,7 @@ from httpx2 import Response
 from oscar.auth.rules import Kind, Thing
 from oscar.model.object import Visibility
 from tests import oidc
-from tests.permissions_table import OPEN, ROUTES, Need, outcome
+from tests.permissions_table import KEYED, OPEN, ROUTES, Need, outcome
 from tests.town import ALLY, KNOWN, OTHER, OWNER, REFUSED, Town, town_on
 
 EXCEPTIONS = {
@@ -60,7 +60,8 @@ def body_of(route: str, *, service: str, bucket: str, visibility: str) -> dict[s
 
 
 def test_every_route_has_a_row(town: Town) -> None:
-    assert [route for route in document(town) if route not in ROUTES and route not in OPEN] == []
+    known = {*ROUTES, *OPEN, *KEYED}
+    assert [route for route in document(town) if route not in known] == []
     assert set(EXCEPTIONS) <= set(ROUTES)
 
 
@@ -79,6 +80,17 @@ def test_who_is_nobody_is_refused_everywhere(town: Town, who: str) -> None:
         assert answer.json()["code"] == "unauthorized"
         assert answer.headers["www-authenticate"]
         assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("route", sorted(KEYED))
+@pytest.mark.parametrize("who", list(KNOWN))
+def test_no_user_opens_what_is_for_other_clusters(town: Town, who: str, route: str) -> None:
+    method, template = route.split()
+    path = template.format(serviceName=town.service(Visibility.PUBLIC))
+    for headers in ({}, {"X-Federation-Key": "guessed"}):
+        name = "nobody" if "token" in who else who
+        answer = town.call(name, method, path, json={"bucket": "b", "key": "k"}, headers=headers)
+        assert answer.status_code == 401, answer.text
 
 
 @pytest.mark.parametrize("visibility", list(Visibility))

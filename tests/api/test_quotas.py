@@ -1,4 +1,4 @@
-"""Quotas, allowed images, federation, status and the server's log through the API, with jobs that really run."""
+"""Quotas, allowed images, status and the server's log through the API, with jobs that really run."""
 
 from __future__ import annotations
 
@@ -314,35 +314,6 @@ def test_a_service_token_opens_none_of_it(scene: Scene, user: str) -> None:
         answer = scene.bearer(service, method, path, json=body)
         assert answer.status_code == 403, (path, answer.text)
         check_error(answer, "forbidden")
-
-
-# --- federation ------------------------------------------------------------------------------------------
-
-
-def test_a_federation_is_shown_in_both_forms_and_can_t_be_changed(scene: Scene) -> None:
-    members = [
-        {"type": "endpoint", "url": "https://other.test/x", "priority": 2, "headers": {"X-Key": "planted"}},
-        {"type": "oscar", "cluster_id": "b", "service_name": "s", "priority": 1},
-    ]
-    clusters = {"b": {"endpoint": "https://b.test", "auth_user": "u", "auth_password": "planted"}}
-    service = scene.service(federation={"topology": "none", "members": members}, clusters=clusters)
-    said = scene.http.get(f"/system/federation/{service}").json()
-    assert said["topology"] == "none"
-    assert [member["priority"] for member in said["members"]] == [1, 2]
-    assert said["members"][0]["cluster_id"] == "b"
-    older = scene.http.get(f"/system/replicas/{service}").json()
-    assert older == {"topology": "none", "replicas": said["members"]}
-    assert "planted" not in str(said)
-    alone = scene.service()
-    assert scene.http.get(f"/system/federation/{alone}").json() == {"topology": "none", "members": []}
-    for family in ("federation", "replicas"):
-        for method in ("POST", "PUT", "DELETE"):
-            answer = scene.http.request(method, f"/system/{family}/{service}", json={"members": []})
-            assert answer.status_code == 501
-            check_error(answer, "not_enabled")
-            answer = scene.http.request(method, f"/system/{family}/there-is-none", json={})
-            assert answer.status_code == 404
-    assert scene.http.get(f"/system/federation/{service}").json() == said
 
 
 # --- status and log --------------------------------------------------------------------------------------

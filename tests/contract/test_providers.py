@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from oscar.errors import Forbidden, InvalidField, OscarError
-from oscar.model.service import WORKER_ANNOTATION, Service, parse_service
+from oscar.model.federation import WORKER
+from oscar.model.service import Service, parse_service
 from oscar.objects.s3 import S3Store
 from oscar.supervisor.providers import KEPT, OPENERS, Clients, Providers
 from tests import real_minio, s3_server
@@ -45,12 +46,12 @@ def test_the_own_store(name: str) -> None:
 
 def test_a_copy_of_another_clusters_service_uses_that_clusters_store() -> None:
     far = {"minio": {"default": {"endpoint": "https://far:9000", **KEYS}}}
-    copy = service(far, annotations={WORKER_ANNOTATION: "true"})
+    copy = service(far, annotations={WORKER: "true"})
     assert repr(opened(copy, "minio.default")) == "S3Store(far:9000)"
     hidden = {
         "minio": {"default": {"endpoint": "https://far:9000", "access_key": "hidden", "secret_key": "hidden"}}
     }
-    assert opened(service(hidden, annotations={WORKER_ANNOTATION: "true"}), "minio.default") is OWN
+    assert opened(service(hidden, annotations={WORKER: "true"}), "minio.default") is OWN
 
 
 def test_amazon_s3_in_its_region() -> None:

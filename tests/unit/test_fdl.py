@@ -100,7 +100,7 @@ def test_fire_detection_with_placeholders_filled() -> None:
     edge, central = parse_fdl(text, read_script=script)
     body = to_request(edge).body
     assert (body["cpu"], body["environment"]["variables"]["SEND_SNS"]) == ("1.0", "false")
-    assert body["federation"]["members"] == [
+    assert body["replicas"] == [
         {"type": "oscar", "cluster_id": "oscar-cluster", "service_name": "fire-detection"}
     ]
     assert undefined_members(edge.definition) == {"oscar-cluster"}

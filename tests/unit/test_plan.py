@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from oscar.errors import BadRequest
 from oscar.model.event import EventKind, delegate, minio_event
+from oscar.model.federation import WORKER
 from oscar.model.object import Object
-from oscar.model.service import RESERVED_ENVIRONMENT, WORKER_ANNOTATION, Service, parse_service
+from oscar.model.service import RESERVED_ENVIRONMENT, Service, parse_service
 from oscar.supervisor.plan import LARGEST_EVENT, Mode, Plan, function_config, outputs, service_environment
 from oscar.supervisor.plan import plan as plan_
 
@@ -272,7 +273,7 @@ def test_delegated_events_are_fetched_where_they_came_from() -> None:
 
 def test_a_workers_copy_carries_its_origins_store() -> None:
     copy = service(
-        annotations={WORKER_ANNOTATION: "true"},
+        annotations={WORKER: "true"},
         storage_providers={
             "minio": {"default": {"endpoint": "https://far", "access_key": "a", "secret_key": "b"}}
         },

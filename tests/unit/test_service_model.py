@@ -582,16 +582,35 @@ def test_federation_defaults() -> None:
     assert (member.type, member.ssl_verify, member.priority) == ("oscar", True, 0)
 
 
-def test_top_level_replicas_are_members() -> None:
-    it = service(
-        replicas=[{"type": "OSCAR", "cluster_id": "c", "service_name": "s"}],
-        Delegation="random",
-        rescheduler_threshold=30,
-    )
+LEGACY: dict[str, Any] = {"replicas": [{"type": "OSCAR", "cluster_id": "c", "service_name": "s"}]}
+
+
+def test_top_level_replicas_take_jobs_without_a_federation() -> None:
+    it = service(**LEGACY, Delegation="random", rescheduler_threshold=30)
     assert it.federation is not None
-    assert it.federation.members[0].cluster_id == "c"
+    assert [replica.cluster_id for replica in it.delegates_to] == ["c"]
+    assert (it.federation.members, it.copies) == ([], [])
     assert (it.federation.delegation, it.federation.rescheduler_threshold) == ("random", 30)
     assert unknown_fields({**BASE, "replicas": [], "delegation": "static"}) == []
+
+
+def test_top_level_replicas_of_a_tree_are_its_members() -> None:
+    token = {"secrets": {"refresh_token": "t"}}
+    it = service(**LEGACY, federation={"topology": "tree"}, environment=token)
+    assert it.federation is not None
+    assert (it.federation.topology, it.replicas) == ("star", [])
+    assert [member.cluster_id for member in it.copies] == ["c"]
+    # A copy in a mesh has replicas and no members: nothing is made of them.
+    copy = service(
+        **LEGACY, federation={"topology": "mesh"}, annotations={"oscar.grycap/federation-worker": "true"}
+    )
+    assert [replica.cluster_id for replica in copy.delegates_to] == ["c"]
+    assert copy.copies == []
+
+
+def test_topology_none_disables_delegation_to_members() -> None:
+    it = service(federation={"members": [{"cluster_id": "c", "service_name": "s"}]})
+    assert (it.delegates_to, it.copies) == ([], [])
 
 
 def test_members_are_unique() -> None:
