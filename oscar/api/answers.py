@@ -62,12 +62,15 @@ class JobDetails(JobInfo):
     job_id: str
     service: str
     state: str
-    kind: str = Field(description="What started it: api, event, rerun")
+    kind: str = Field(description="What started it: api, event, rerun, or delegated: another cluster's job")
     attempt: int
     exit_code: int | None
     reason: str | None
     message: str | None
     user: str
+    delegation: dict[str, Any] = Field(
+        default={}, description="Which member of the service's federation has the job and why, or why none"
+    )
 
 
 class BucketObject(BaseModel):
@@ -226,6 +229,7 @@ class Info(BaseModel):
     architecture: str
     kubernetes_version: str
     serverless_backend: Backend
+    features: list[str] = Field(default=[], description="Ours: how servers of this kind know one another")
 
 
 class Config(BaseModel):
@@ -446,11 +450,23 @@ class Member(BaseModel):
     headers: dict[str, str] = {}
 
 
+class Pending(BaseModel):
+    """A member that could not be told of a change yet."""
+
+    type: str
+    cluster_id: str
+    service_name: str
+    change: str = Field(description="apply or remove")
+    tries: int
+    problem: str = Field(default="", description="For who may change the service")
+
+
 class Members(BaseModel):
-    """`types.FederationResponse`."""
+    """`types.FederationResponse`; `pending` is ours, and absent when nothing is."""
 
     topology: str = Field(description="none, star or mesh")
     members: list[Member]
+    pending: list[Pending] = []
 
 
 class Replicas(BaseModel):
@@ -458,3 +474,19 @@ class Replicas(BaseModel):
 
     topology: str = Field(description="none, tree or mesh")
     replicas: list[Member]
+    pending: list[Pending] = []
+
+
+class SignedResult(BaseModel):
+    """Where a copy may store one result."""
+
+    url: str
+    method: str
+    headers: dict[str, str]
+
+
+class CopyToken(BaseModel):
+    """An access token for a copy in a mesh."""
+
+    access_token: str
+    expires_in: int

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
-from oscar.api.answers import Members, Replicas, shaped
+from oscar.api.answers import CopyToken, Members, Replicas, SignedResult, shaped
 from oscar.api.deps import C, Owner, P, body_of, counted, get_platform, problems, read_json, read_model
 from oscar.core import federation
 from oscar.core.federation import NEW, OLD, Wanted
@@ -70,7 +70,7 @@ async def read_replicas(p: P, caller: C, serviceName: str, owner: Owner = None) 
 @router.post(
     "/system/federation/{serviceName}",
     summary="Add federation members to a service",
-    responses=_CHANGING,
+    responses={**shaped(Members), **_CHANGING},
     openapi_extra=_NEW,
 )
 async def add_members(
@@ -86,7 +86,7 @@ async def add_members(
 @router.post(
     "/system/replicas/{serviceName}",
     summary="Add replicas to a service",
-    responses=_CHANGING,
+    responses={**shaped(Replicas), **_CHANGING},
     openapi_extra=_OLD,
 )
 async def add_replicas(
@@ -102,7 +102,7 @@ async def add_replicas(
 @router.put(
     "/system/federation/{serviceName}",
     summary="Update federation members in a service",
-    responses=_CHANGING,
+    responses={**shaped(Members), **_CHANGING},
     openapi_extra=_NEW,
 )
 async def update_members(
@@ -118,7 +118,7 @@ async def update_members(
 @router.put(
     "/system/replicas/{serviceName}",
     summary="Update replicas of a service",
-    responses=_CHANGING,
+    responses={**shaped(Replicas), **_CHANGING},
     openapi_extra=_OLD,
 )
 async def update_replicas(
@@ -134,7 +134,7 @@ async def update_replicas(
 @router.delete(
     "/system/federation/{serviceName}",
     summary="Delete federation members from a service",
-    responses=_CHANGING,
+    responses={**shaped(Members), **_CHANGING},
     openapi_extra=_NEW,
 )
 async def delete_members(
@@ -150,7 +150,7 @@ async def delete_members(
 @router.delete(
     "/system/replicas/{serviceName}",
     summary="Delete replicas from a service",
-    responses=_CHANGING,
+    responses={**shaped(Replicas), **_CHANGING},
     openapi_extra=_OLD,
 )
 async def delete_replicas(
@@ -166,7 +166,7 @@ async def delete_replicas(
 @router.post(
     "/system/federation/{serviceName}/presign",
     summary="For copies: an address for one result",
-    responses=_ASKING,
+    responses={**shaped(SignedResult), **_ASKING},
     openapi_extra=body_of(Wanted),
 )
 async def sign_result(
@@ -182,7 +182,7 @@ async def sign_result(
 @router.post(
     "/system/federation/{serviceName}/token",
     summary="For copies in a mesh: an access token of the service's owner",
-    responses=_ASKING,
+    responses={**shaped(CopyToken), **_ASKING},
 )
 async def token(
     request: Request,
