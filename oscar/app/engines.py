@@ -140,6 +140,7 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
     from oscar.compute.kubernetes.backend import KubernetesCompute, Options, installation_bucket
     from oscar.compute.kubernetes.cluster import Cluster, config
     from oscar.compute.kubernetes.exposed import PodExposes
+    from oscar.compute.kubernetes.kserve import Models
     from oscar.compute.kubernetes.launch import Launcher, Wares
     from oscar.compute.kubernetes.logs import Logs
     from oscar.compute.kubernetes.manifests import Staging
@@ -200,6 +201,7 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
         drain=settings.exposed_drain,
         verify=settings.minio_tls_verify,
     )
+    models = Models(cluster, names)
     volumes = ClaimVolumes(
         cluster,
         names,
@@ -215,8 +217,10 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
         Logs(ground.objects, bucket, folder),
         Options(staging, kueue=settings.kueue, waiting=settings.waiting_runs),
         workers,
+        models,
     )
     await begin(compute, stack)
+    await models.start()
     stack.push_async_callback(exposes.stop)
     await exposes.start()
     stack.push_async_callback(workers.stop)

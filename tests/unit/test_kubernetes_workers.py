@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from oscar.compute.base import DeploymentState
-from oscar.compute.kubernetes import attachments, exposed_manifests, exposed_state, routes, worker_manifests
+from oscar.compute.kubernetes import (
+    attachments,
+    exposed_manifests,
+    exposed_state,
+    kserve,
+    routes,
+    worker_manifests,
+)
 from oscar.compute.kubernetes.exposed_manifests import Extras
 from oscar.compute.kubernetes.names import Names
 from oscar.compute.kubernetes.routes import Way
@@ -470,6 +477,85 @@ def test_a_way_that_keeps_nobody_out_is_never_made(way: Way, auth: str, refused:
     closed = service(expose={"api_port": 80, "set_auth": True, "auth_type": auth})
     assert bool(routes.hindrance(way, closed)) is refused
     assert not routes.hindrance(way, service(expose={"api_port": 80, "auth_type": auth}))
+
+
+# Models.
+
+
+def test_an_inference_service() -> None:
+    wanted = service(
+        kserve={
+            "storage_uri": "gs://models/iris",
+            "inference": {"model_format": "sklearn"},
+            "api_version": "v2",
+            "cpu": "1",
+            "memory": "1Gi",
+            "env": {"A": "1"},
+            "args": ["--x"],
+        }
+    )
+    assert wanted.kserve is not None
+    body = kserve.manifest(NAMES, wanted, wanted.kserve, "ns")
+    assert body == {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": "hello",
+            "namespace": "ns",
+            "labels": {**LABELS, "oscar.grycap/part": "model"},
+            "annotations": {"serving.kserve.io/deploymentMode": "RawDeployment"},
+        },
+        "spec": {
+            "predictor": {
+                "minReplicas": 0,
+                "maxReplicas": 1,
+                "model": {
+                    "modelFormat": {"name": "sklearn"},
+                    "protocolVersion": "v2",
+                    "storageUri": "gs://models/iris",
+                    "args": ["--x"],
+                    "env": [{"name": "A", "value": "1"}],
+                    "resources": {
+                        "limits": {"cpu": "1", "memory": "1Gi"},
+                        "requests": {"cpu": "1", "memory": "1Gi"},
+                    },
+                },
+            }
+        },
+    }
+
+
+def test_a_language_model() -> None:
+    wanted = service(
+        kserve={
+            "type": "llm_inference",
+            "storage_uri": "hf://Qwen/Qwen3-0.6B",
+            "llm_inference": {"runtime_image": "vllm:1"},
+            "enable_gpu": True,
+            "cpu": "2",
+            "memory": "8Gi",
+        }
+    )
+    assert wanted.kserve is not None
+    body = kserve.manifest(NAMES, wanted, wanted.kserve, "ns")
+    assert (body["apiVersion"], body["kind"]) == ("serving.kserve.io/v1alpha1", "LLMInferenceService")
+    assert body["spec"] == {
+        "model": {"uri": "hf://Qwen/Qwen3-0.6B"},
+        "replicas": 1,
+        "template": {
+            "containers": [
+                {
+                    "name": "main",
+                    "image": "vllm:1",
+                    "resources": {
+                        "limits": {"cpu": "2", "memory": "8Gi", "nvidia.com/gpu": "1"},
+                        "requests": {"cpu": "2", "memory": "8Gi"},
+                    },
+                }
+            ]
+        },
+        "router": {"gateway": {}, "route": {}},
+    }
 
 
 # Volumes and mounts.

@@ -53,4 +53,5 @@ RESOURCE_FLAVOR = Kind("kueue.x-k8s.io/v1beta1", "resourceflavors", "ResourceFla
 HTTP_ROUTE = Kind("gateway.networking.k8s.io/v1", "httproutes", "HTTPRoute")
 KNATIVE_SERVICE = Kind("serving.knative.dev/v1", "services", "Service")
 INFERENCE_SERVICE = Kind("serving.kserve.io/v1beta1", "inferenceservices", "InferenceService")
+LLM_SERVICE = Kind("serving.kserve.io/v1alpha1", "llminferenceservices", "LLMInferenceService")
 MIDDLEWARE = Kind("traefik.io/v1alpha1", "middlewares", "Middleware")

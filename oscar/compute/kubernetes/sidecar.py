@@ -92,7 +92,7 @@ class Line:
             except (OSError, EOFError) as error:
                 if writer.transport.get_write_buffer_size():
                     raise NotTaken("the connection broke before the request was sent") from error
-                raise EngineError("the worker was lost while the script ran") from error
+                raise EngineError("the worker died while the script ran") from error
             done = heard.headers.get("connection", "").lower() != "close"
             return heard
         finally:

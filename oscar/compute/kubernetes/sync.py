@@ -17,7 +17,7 @@ from pathlib import Path
 from oscar import telemetry
 from oscar.compute.base import Answer, Run
 from oscar.compute.crew import Crew, CrewStats, Limits, Yard
-from oscar.compute.crews import PATIENCE, Crews
+from oscar.compute.crews import Crews
 from oscar.compute.kubernetes.attachments import mount_of, secret_data
 from oscar.compute.kubernetes.cluster import Body, Changed, Cluster, Gone, Listed
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, POD, SECRET
@@ -35,6 +35,8 @@ PATIENT_S = 0.5
 """Seconds that a request waits for a busy worker before another pod is started, which takes seconds itself."""
 MOST = 1000
 """Workers of all services together when nothing is set: the cluster says what it bears."""
+PATIENCE_S = 30.0
+"""Seconds that an answer waits for the end of a pod which it tells of."""
 TRIES = 5
 """Workers that a call is offered to when none takes it."""
 _AT_ONCE = 50
@@ -165,11 +167,15 @@ class PodInvokes:
         try:
             heard = await worker.ask(order, payload)
             reusable = worker.reusable
+            if wire.SPENT in heard.headers:
+                # Something of the script may still run, until its pod has gone.
+                ended = True
+                await asyncio.wait({crew.end(place)}, timeout=PATIENCE_S)
             return _answer(heard)
         except InvocationTimeout:
             # Whoever hears of it may rely on that the script is stopped.
             ended = True
-            await asyncio.wait({crew.end(place)}, timeout=PATIENCE)
+            await asyncio.wait({crew.end(place)}, timeout=PATIENCE_S)
             raise
         except NotTaken as error:
             self._log.info("a worker did not take a request", worker=worker.name, reason=str(error))
