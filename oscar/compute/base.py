@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from oscar.errors import BadRequest, BucketNotFound, ObjectNotFound, OscarError, QuotaExceeded
 from oscar.model.job import Trouble
 from oscar.model.node import Node
+from oscar.model.quota import Resources
 from oscar.model.service import Service
 
 
@@ -39,6 +40,8 @@ class Run:
     """Seconds from the script's start after which it is killed; None for no limit."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Reserved variables that the core knows: OSCAR_SERVICE_TOKEN and the like."""
+    workers: int | None = None
+    """Of a synchronous call: warm workers that the service may have in all, by its owner's quota; None for any."""
 
 
 class Phase(StrEnum):
@@ -214,6 +217,25 @@ class Invokes(Protocol):
 
     async def prepare(self, service: Service) -> None:
         """Bring the service's workers to what its `synchronous` block says (min_scale)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staying:
+    """Sandboxes of a service that stay between requests: its warm workers, or its replicas."""
+
+    owner: str
+    service: str
+    count: int
+    each: Resources
+    """The limits of one."""
+
+
+@runtime_checkable
+class Occupies(Protocol):
+    """The ability to tell what stays. An engine without it has its own ways to hold quotas."""
+
+    def occupied(self) -> Sequence[Staying]:
+        """All that is starting, running or ending now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,8 @@ class Pool:
     waiting: deque[Ticket] = field(default_factory=deque)
     _idle: list[Place] = field(default_factory=list)
     """The longest idle first; requests take the last, so that the others can be let go."""
+    allowed: int | None = None
+    """Workers at most by the quota of the service's owner, as of the last request; None for any number."""
 
     # What requests do.
 
@@ -222,6 +224,8 @@ class Pool:
                 need = max(need, self._growth(len(self.waiting)) - self._coming())
         if self.bounds.most:
             need = min(need, self.bounds.most - len(self.places))
+        if self.allowed is not None:
+            need = min(need, self.allowed - len(self.places))
         return max(need, 0)
 
     def settle(self, now: float, room: int) -> list[Action]:

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from oscar import telemetry
 from oscar.compute.base import Phase, Run, RunState
-from oscar.core import callbacks, jobs, providers, services
+from oscar.core import callbacks, jobs, providers, quotas, services
 from oscar.core.delegation import Delegator
 from oscar.core.platform import Known, Platform
 from oscar.errors import BadRequest, OscarError, RunNotFound
@@ -138,6 +138,7 @@ class Dispatcher:
                 lease=LEASE_S,
                 batch=min(_BATCH, pace.room) if pace else _BATCH,
                 without=pace.full if pace else (),
+                held=quotas.held(self._p),
             )
             if pace:
                 # The engine sees what it was given when that has been submitted: not before it is asked again.

@@ -6,15 +6,16 @@ what is stored is limited by `state` itself, in the transactions that do it; man
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oscar import telemetry
 from oscar.auth.rules import may_administer, require_user
+from oscar.compute.base import Occupies, Staying
 from oscar.core import volumes
 from oscar.core.platform import Platform
-from oscar.errors import BadRequest, Forbidden, InvalidField
-from oscar.model.quota import RESOURCES, UNLIMITED, Limits, Resources
+from oscar.errors import BadRequest, Forbidden, InvalidField, TooManyRequests
+from oscar.model.quota import NOTHING, RESOURCES, UNLIMITED, Limits, Resources, Room
 from oscar.model.resources import LARGEST, format_memory, parse_cpu, parse_memory
 from oscar.model.service import Service
 from oscar.model.user import ADMIN, Caller
@@ -22,6 +23,8 @@ from oscar.model.volume import Change
 
 log = telemetry.get("quotas")
 
+_MOST_WORKERS = 1000
+"""More than any machine bears: where a quota limits nothing that the service asks for."""
 NONE = "none"
 """What lifts a limit."""
 _SHOWN = {"ephemeral_storage": "ephemeral-storage"}
@@ -128,13 +131,19 @@ async def check_service(p: Platform, service: Service) -> None:
     Raises:
         InvalidField (400): naming the field that asks for too much.
     """
-    limits = await p.quotas.limits(service.owner)
-    name = limits.exceeded_by(need_of(service))
+    _check(service, await p.quotas.limits(service.owner))
+
+
+def _check(service: Service, limits: Limits) -> None:
+    replicas = service.expose.min_scale if service.expose.active else 0
+    staying = max(1, replicas + service.synchronous.min_scale)
+    name = limits.exceeded_by(need_of(service).times(staying))
     if name is not None:
         limit = getattr(limits, name)
         shown = f"{limit}m" if name == "cpu" else str(limit) if name == "gpu" else format_memory(limit)
         raise InvalidField(
-            f"The service needs more {name.replace('_', ' ')} than its owner's quota of {shown}",
+            f"The service needs more {name.replace('_', ' ')} than its owner's quota of {shown}"
+            + (f": {staying} workers and replicas are always there" if staying > 1 else ""),
             field=_FIELDS.get(name, name),
             fix="ask for less, or ask an administrator for a larger quota",
         )
@@ -142,7 +151,54 @@ async def check_service(p: Platform, service: Service) -> None:
 
 async def holds_back(p: Platform, service: Service) -> bool:
     """Whether jobs of the service that wait now have to wait for room in its owner's quota."""
-    return not (await p.quotas.room(service.owner)).fits(need_of(service))
+    return not (await _room(p, service.owner)).fits(need_of(service))
+
+
+async def workers_for(p: Platform, service: Service) -> int | None:
+    """How many warm workers the service may have now; None for any number.
+
+    Raises:
+        InvalidField (400): not one could ever be within its owner's quota.
+        TooManyRequests (429): it has none, and what else the owner runs leaves no room for one now.
+    """
+    if service.owner == ADMIN:
+        return None
+    room = await _room(p, service.owner)
+    if not room.limits.of_jobs:
+        return None
+    _check(service, room.limits)
+    own = (service.owner, service.name)
+    count = sum(each.count for each in _staying(p.invokes) if (each.owner, each.service) == own)
+    need = need_of(service)
+    while room.fits(need) and count < _MOST_WORKERS:
+        count += 1
+        room = room.less(need)
+    if count == 0:
+        raise TooManyRequests(
+            "Running jobs, workers and replicas leave no room in the quota of the service's owner",
+            fix="wait for some to end, or ask an administrator for a larger quota",
+            headers={"Retry-After": "5"},
+        )
+    return count
+
+
+def held(p: Platform) -> dict[str, Resources]:
+    """What warm workers and replicas of exposed services take, by owner."""
+    found: dict[str, Resources] = {}
+    for ability in (p.invokes, p.exposes):
+        for staying in _staying(ability):
+            taken = staying.each.times(staying.count)
+            found[staying.owner] = found.get(staying.owner, NOTHING).plus(taken)
+    return found
+
+
+def _staying(ability: object) -> Sequence[Staying]:
+    return ability.occupied() if isinstance(ability, Occupies) else ()
+
+
+async def _room(p: Platform, owner: str) -> Room:
+    room = await p.quotas.room(owner)
+    return room.less(held(p).get(owner, NOTHING))
 
 
 def _require_admin(caller: Caller) -> None:
@@ -151,7 +207,7 @@ def _require_admin(caller: Caller) -> None:
 
 
 async def _described(p: Platform, user: str) -> dict[str, Any]:
-    room = await p.quotas.room(user)
+    room = await _room(p, user)
     count, size = await p.quotas.stored(user)
     return {
         "user_id": user,

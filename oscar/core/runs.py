@@ -9,7 +9,7 @@ import uuid
 
 from oscar.auth.rules import Action
 from oscar.compute.base import Answer, Run
-from oscar.core import services
+from oscar.core import quotas, services
 from oscar.core.platform import Platform
 from oscar.core.requests import Incoming
 from oscar.errors import BodyTooLarge, Unsupported
@@ -51,5 +51,6 @@ async def invoke(
             payload=body,
             user=caller.id,
             timeout=min(timeout, own) if own else timeout,
+            workers=await quotas.workers_for(p, known.service),
         )
     )

@@ -21,7 +21,6 @@ from oscar.auth.rules import Action, Thing, choose_vo, may, may_administer, requ
 from oscar.core import config, copies, deployments, propagation, providers, quotas, volumes
 from oscar.core.platform import Known, Platform
 from oscar.errors import (
-    AlreadyExists,
     BadRequest,
     BucketNotEmpty,
     Forbidden,
@@ -36,7 +35,7 @@ from oscar.model.secrets import HIDDEN, secrets_of, with_secrets, without_refres
 from oscar.model.service import Service, definition, parse_service, unknown_fields, with_own_store
 from oscar.model.user import ADMIN, Caller
 from oscar.state.copies import Copy
-from oscar.state.services import BucketUse, ServiceRow
+from oscar.state.services import BucketUse, ServiceRow, taken_name
 
 log = telemetry.get("services")
 
@@ -57,11 +56,7 @@ async def create(p: Platform, caller: Caller, data: Mapping[str, Any]) -> list[s
     warnings = [*_warnings(data), *p.compute.check(service)]
     if await p.services.get(service.name, _owner(caller, service)):
         # Asked before buckets are made, so that a refused request leaves nothing behind; `insert` decides.
-        raise AlreadyExists(
-            f'A service named "{service.name}" exists already',
-            field="name",
-            fix="choose another name, or update the service with PUT /system/services",
-        )
+        raise taken_name(service.name)
     service = _settled(p, service, owner=_owner(caller, service), token=await _token(p, service))
     await _permitted(p, service)
     copies.check(p, service)

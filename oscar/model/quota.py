@@ -29,6 +29,10 @@ class Resources:
         """Both together."""
         return Resources(*(getattr(self, name) + getattr(other, name) for name in RESOURCES))
 
+    def times(self, count: int) -> Resources:
+        """So many of them."""
+        return Resources(*(getattr(self, name) * count for name in RESOURCES))
+
 
 NOTHING = Resources()
 

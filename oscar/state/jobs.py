@@ -130,6 +130,7 @@ class Jobs:
         lease: float,
         batch: int = 16,
         without: Collection[str] = (),
+        held: Mapping[str, Resources] | None = None,
     ) -> list[Job]:
         """Take waiting jobs to submit them, fairly: services with the fewest running jobs first.
 
@@ -142,6 +143,7 @@ class Jobs:
             lease: seconds until another may take them over.
             batch: at most so many at once.
             without: owners whose jobs are passed over.
+            held: what owners' warm workers and replicas take of their quotas.
         """
 
         def work(connection: sa.Connection) -> list[Job]:
@@ -162,6 +164,8 @@ class Jobs:
                     each for each in waiting if not ((its := waiters.get(each)) and its.owner in without)
                 ]
             room = rooms(connection, {waiter.owner for waiter in waiters.values()}, self._quotas)
+            if held:
+                room = {of: its.less(held.get(of, Resources())) for of, its in room.items()}
             shares = _shares(waiting, running, waiters, free, room)
             chosen = [
                 (job_id, waiters.get(service_id))

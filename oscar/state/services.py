@@ -49,6 +49,15 @@ class BucketUse:
     created: bool
 
 
+def taken_name(name: str) -> AlreadyExists:
+    """The error of a second service of that name and owner."""
+    return AlreadyExists(
+        f'A service named "{name}" exists already',
+        field="name",
+        fix="choose another name, or update the service with PUT /system/services",
+    )
+
+
 class Services:
     """Statements on services; each verb is one transaction."""
 
@@ -97,11 +106,7 @@ class Services:
         def work(connection: sa.Connection) -> str:
             taken = sa.select(services.c.id).where(services.c.name == name, services.c.owner == owner)
             if connection.execute(taken).first():
-                raise AlreadyExists(
-                    f'A service named "{name}" exists already',
-                    field="name",
-                    fix="choose another name, or update the service with PUT /system/services",
-                )
+                raise taken_name(name)
             connection.execute(services.insert().values(**values))
             self._relate(connection, service_id, inputs, buckets)
             if also is not None:

@@ -169,3 +169,29 @@ def test_the_log_outlives_a_restart_and_holds_no_secret(server: Server, tmp_path
     for secret in (server.password, keys["secret_key"], "planted-token-of-a-user"):
         assert secret.encode() not in kept
     assert (server.data / "server-log").stat().st_mode & 0o077 == 0
+
+
+def test_warm_workers_count_against_the_quota_of_the_services_owner(server: Server) -> None:
+    quota = f"/system/quotas/user/{USER}"
+    assert ask(server, "PUT", quota, json={"cpu": "500"}).status_code == 200
+    for name, cpu in (("first", "0.4"), ("second", "0.2")):
+        assert service(server, name, cpu=cpu, script="echo done", log_level="CRITICAL").status_code == 201
+    assert ask(server, "POST", "/run/first").status_code == 200
+    assert ask(server, "GET", quota).json()["resources"]["cpu"] == {"max": 500, "used": 400}
+    refused = ask(server, "POST", "/run/second")
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_requests")
+    assert refused.headers["retry-after"] == "5"
+    # The worker that is there serves on, whatever the others want.
+    assert ask(server, "POST", "/run/first").status_code == 200
+    job = ask(server, "POST", "/job/second").json()["job_id"]
+    assert ask(server, "GET", f"/system/jobs/second/{job}").json()["status"] == "Suspended"
+    assert ask(server, "DELETE", "/system/services/first").status_code == 204
+    ended = ask(server, "GET", f"/system/jobs/second/{job}", params={"wait": "50s"}).json()
+    assert ended["status"] == "Succeeded"
+    assert ask(server, "POST", "/run/second").status_code == 200
+    # What never fits is not a matter of waiting.
+    assert ask(server, "PUT", quota, json={"cpu": "100"}).status_code == 200
+    refused = ask(server, "POST", "/run/second")
+    assert (refused.status_code, refused.json()["field"]) == (400, "cpu")
+    assert ask(server, "PUT", quota, json={"cpu": "500"}).status_code == 200
+    assert ask(server, "DELETE", "/system/services/second").status_code == 204

@@ -105,3 +105,16 @@ def test_status_counts_for_a_user_what_is_his(town: Town) -> None:
     assert other["minio"] == {"buckets_count": 0, "total_objects": 0}
     assert everybody["oscar"]["jobs_count"] >= mine["oscar"]["jobs_count"]
     assert other["cluster"]["nodes_count"] == everybody["cluster"]["nodes_count"] == 1
+
+
+def test_workers_that_are_always_there_must_fit(town: Town) -> None:
+    body = {
+        "name": "always",
+        "image": "none",
+        "script": "true",
+        "cpu": "0.4",
+        "synchronous": {"min_scale": 3},
+    }
+    answer = town.call("owner", "POST", "/system/services", json=body)
+    assert answer.status_code == 400
+    check_error(answer, "invalid_field", "cpu")

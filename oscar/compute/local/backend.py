@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oscar import telemetry
-from oscar.compute.base import Answer, Capacity, LogLine, Metered, Phase, Run, RunState, VolumeUsage
+from oscar.compute.base import Answer, Capacity, LogLine, Metered, Phase, Run, RunState, Staying, VolumeUsage
 from oscar.compute.crew import Limits
 from oscar.compute.crews import PREFIX as WORKERS
 from oscar.compute.local import exposed, machine
@@ -311,6 +311,10 @@ class LocalCompute:
         return warnings + [f"{field}: not honoured by this engine" for field in _ignored(service)]
 
     # Synchronous calls.
+
+    def occupied(self) -> list[Staying]:
+        """See `Occupies.occupied`."""
+        return self._workers.occupied()
 
     async def invoke(self, run: Run) -> Answer:
         """See `Invokes.invoke`."""

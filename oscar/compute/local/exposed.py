@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from oscar import telemetry
-from oscar.compute.base import Deployment, DeploymentState, Exposure, LogLine, Metered, Replica
+from oscar.compute.base import Deployment, DeploymentState, Exposure, LogLine, Metered, Replica, Staying
 from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.engine import Engine
 from oscar.compute.local.exposed_fleet import Crowd, Yard
@@ -120,6 +120,10 @@ class LocalExposes:
             self._log.warning("left-overs of exposed services can't be removed", reason=str(error))
 
     # What is asked.
+
+    def occupied(self) -> list[Staying]:
+        """See `Occupies.occupied`."""
+        return [crowd.staying() for crowd in self._crowds.values()]
 
     def replicas(self, owner: str, service_name: str) -> Sequence[Replica]:
         """See `Exposes.replicas`."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oscar import telemetry
-from oscar.compute.base import Deployment, DeploymentState, Exposure, Replica
+from oscar.compute.base import Deployment, DeploymentState, Exposure, Replica, Staying
 from oscar.compute.local import exposed_replica as replicas
 from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.engine import Engine
@@ -23,6 +23,7 @@ from oscar.compute.local.exposed_replica import Attached, Kit, Record
 from oscar.compute.local.logs import Logs
 from oscar.compute.local.workfolder import remove_folder
 from oscar.errors import OscarError
+from oscar.model.quota import Resources
 from oscar.model.service import Service
 
 PROBE_EVERY = 5.0
@@ -165,6 +166,15 @@ class Crowd:
         active = 0 if self._fleet.stopped else self._fleet.active
         missing = 0 if self._fleet.stopped else max(0, self._fleet.wanted - active)
         return Deployment(state, reason, self._changed, active, missing, self._yard.engine.name)
+
+    def staying(self) -> Staying:
+        """What its replicas take."""
+        if self._kit is None:  # found, and not known yet
+            cpu = max((life.record.cpu for life in self._lives.values()), default=0)
+            return Staying(self.owner, self.name, len(self._lives), Resources(cpu))
+        service = self._kit.service
+        each = Resources(service.cpu_millicores, service.memory_bytes, 1 if service.enable_gpu else 0)
+        return Staying(self.owner, self.name, len(self._lives), each)
 
     def log_names(self) -> list[str]:
         """The logs there are, oldest replica first."""

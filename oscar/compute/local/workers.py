@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from oscar import telemetry
-from oscar.compute.base import Answer, Metered, Run
+from oscar.compute.base import Answer, Metered, Run, Staying
 from oscar.compute.crew import Crew, CrewStats, Limits, Yard
 from oscar.compute.crews import PATIENCE, PREFIX, Crews
 from oscar.compute.local.attachments import Attachments
@@ -24,6 +24,7 @@ from oscar.compute.local.single import Single
 from oscar.compute.local.worker import Worker
 from oscar.compute.local.workfolder import Kit, remove_folder
 from oscar.errors import InvocationTimeout, OscarError
+from oscar.model.quota import Resources
 from oscar.model.service import Service
 from oscar.supervisor.call import Call
 from oscar.supervisor.plan import function_config, service_environment
@@ -170,12 +171,22 @@ class Workers:
         """How the workers of each service do."""
         return self._crews.stats()
 
+    def occupied(self) -> list[Staying]:
+        """See `Occupies.occupied`."""
+        return [
+            Staying(
+                owner, name, len(crew.pool.places), Resources(crew.kit.cpu, crew.kit.memory, crew.kit.gpu)
+            )
+            for (owner, name), crew in self._crews.yard.crews.items()
+        ]
+
     async def invoke(self, run: Run) -> Answer:
         """Run the script on a warm worker; see `Invokes.invoke`."""
         with self._crews.serving():
             crew = self._crews.get(run.service)
             if crew is None:
                 crew = self._crews.renew(run.service, kit_of(run.service, self._attachments))
+            crew.pool.allowed = run.workers
             return await self._invoke(crew, run)
 
     async def _invoke(self, crew: Crew[Kit, Sandboxed], run: Run) -> Answer:
