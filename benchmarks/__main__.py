@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from benchmarks import burst, event, exposed, intake, lists, oidc, s3, start, sync
+from benchmarks import burst, event, exposed, federation, intake, lists, oidc, s3, start, sync
 from benchmarks.figures import Row
 
 PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
@@ -20,6 +20,7 @@ PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
     "oidc": oidc.run,
     "s3": s3.run,
     "exposed": exposed.run,
+    "federation": federation.run,
     "start": start.run,
 }
 

@@ -252,6 +252,19 @@ def _all_of(upstream: socket.socket) -> bytes:
     return b"".join(pieces)
 
 
+@contextlib.contextmanager
+def busy(http: httpx2.Client, *, jobs: int = 1, cpu: str = "0.1") -> Iterator[tuple[str, str]]:
+    """So many jobs that last for hours, until the block ends; their service, and the first of them, which runs."""
+    service = calls.create(http, "exec sleep 36000", cpu=cpu)
+    first, *_ = [calls.submit(http, service) for _ in range(jobs)]
+    eventually(lambda: http.get(f"/system/jobs/{service}/{first}").json()["status"], "Running")
+    try:
+        yield service, first
+    finally:
+        # Waits for their end: scripts outlive their server.
+        http.delete(f"/system/logs/{service}", params={"all": "true"})
+
+
 def near(http: httpx2.Client, *members: dict[str, Any], **more: Any) -> str:
     """A service at the origin whose jobs have no room there; its name."""
     facts = {"cluster_id": "a", "cpu": NO_ROOM, "replicas": list(members)}

@@ -25,6 +25,8 @@ from tests.s3_server import free_port
 ADMIN = "admin"
 PASSWORD = "password of a test"
 GROUP = "vo.example"
+FEDERATION = "oscar-manager"
+FEDERATION_SECRET = "a secret of the manager's"
 START_WITHIN = 300.0
 
 
@@ -64,13 +66,21 @@ def _realm(
     name: str, group: str, users: list[str], outside: list[str], client: dict[str, Any]
 ) -> dict[str, Any]:
     short = {**client, "clientId": "short", "attributes": {"access.token.lifespan": "3"}}
+    # Of federated services: tokens are exchanged by the server, which has the client's secret.
+    manager = {
+        **client,
+        "clientId": FEDERATION,
+        "publicClient": False,
+        "secret": FEDERATION_SECRET,
+        "attributes": {"access.token.lifespan": "8"},
+    }
     return {
         "realm": name,
         "enabled": True,
         "sslRequired": "none",
         "groups": [{"name": group}],
         "users": [*(_user(user, group) for user in users), *(_user(user) for user in outside)],
-        "clients": [client, short],
+        "clients": [client, short, manager],
     }
 
 
@@ -128,6 +138,22 @@ class Keycloak:
         return self._tokens(
             realm, {"grant_type": "password", "client_id": client, "username": user, "password": password}
         )
+
+    def refresh_token(self, realm: str, user: str) -> str:
+        """A refresh token of a user, given to the client of federated services."""
+        form = {
+            "grant_type": "password",
+            "client_id": FEDERATION,
+            "client_secret": FEDERATION_SECRET,
+            "username": user,
+            "password": PASSWORD,
+        }
+        return str(self._tokens(realm, form)["refresh_token"])
+
+    def withdraw(self, realm: str, refresh_token: str) -> None:
+        """End the session of a refresh token of that client."""
+        form = {"client_id": FEDERATION, "client_secret": FEDERATION_SECRET, "refresh_token": refresh_token}
+        httpx2.post(f"{self.issuer(realm)}/protocol/openid-connect/logout", data=form).raise_for_status()
 
     def token(self, realm: str, user: str, client: str = "cli") -> str:
         """A new access token of a user."""

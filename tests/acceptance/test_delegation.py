@@ -17,6 +17,7 @@ from tests.acceptance.calls import at, client, create, ended, jobs, put, submit
 from tests.acceptance.test_tls import certificate
 from tests.federation import (
     account,
+    busy,
     delegation,
     eventually,
     foreign,
@@ -161,12 +162,11 @@ def test_members_without_room_are_left_out(grid3: Grid, policy: str) -> None:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
     """Three servers, the first of which has all its places taken, the second half of its CPU."""
-    with grid(tmp_path_factory.mktemp("full"), "a", "b", "c", OSCAR_MAX_RUNNING_JOBS="1") as running:
-        for name, cpu in (("a", "0.1"), ("b", "1")):
-            http = client(running[name])
-            blocker = create(http, "exec sleep 3600", cpu=cpu)
-            job = submit(http, blocker)
-            eventually(lambda: http.get(f"/system/jobs/{blocker}/{job}").json()["status"], "Running")  # noqa: B023
+    with (
+        grid(tmp_path_factory.mktemp("full"), "a", "b", "c", OSCAR_MAX_RUNNING_JOBS="1") as running,
+        busy(client(running["a"])),
+        busy(client(running["b"]), cpu="1"),
+    ):
         yield running
 
 
@@ -397,7 +397,7 @@ def test_a_silent_member_is_given_up_after_a_while(tmp_path: Path) -> None:
         found = ended(a, here, job)
         assert (found["state"], found["reason"]) == ("interrupted", "lost")
         both["b"].start()
-        client(both["b"]).delete(f"/system/services/{there}")
+        client(both["b"]).delete(f"/system/logs/{there}", params={"all": "true"})
 
 
 # --- the rescheduler --------------------------------------------------------------------------------------
@@ -414,20 +414,17 @@ def test_jobs_that_wait_too_long_move_and_those_that_start_stay(tmp_path: Path) 
     with grid(tmp_path, "a", "b", **more) as both:
         a = client(both["a"])
         there = far(both, "b")
-        blocker = create(a, "echo begun; exec sleep 600")
         waits = {"clusters": known(both, "b"), "cpu": "0.1"}
         soon = near(a, replica("b", there), **waits, federation={"rescheduler_threshold": 2})
         later = near(a, replica("b", there), **waits)
         alone = create(a, "echo alone")
-        held = submit(a, blocker)
-        eventually(lambda: a.get(f"/system/jobs/{blocker}/{held}").json()["status"], "Running")
-        moved, stays, lonely = submit(a, soon), submit(a, later), submit(a, alone)
-        found = ended(a, soon, moved)
-        assert (found["status"], found["delegation"]["cluster_id"]) == ("Succeeded", "b")
-        # The threshold of a service is its own; the server's holds for the others, and who has no replicas waits.
-        for service, job in ((later, stays), (alone, lonely)):
-            assert a.get(f"/system/jobs/{service}/{job}").json()["state"] == "queued"
-        a.post(f"/system/jobs/{blocker}/{held}/cancel")
+        with busy(a):
+            moved, stays, lonely = submit(a, soon), submit(a, later), submit(a, alone)
+            found = ended(a, soon, moved)
+            assert (found["status"], found["delegation"]["cluster_id"]) == ("Succeeded", "b")
+            # The threshold of a service is its own; the server's holds for the others, and who has no replicas waits.
+            for service, job in ((later, stays), (alone, lonely)):
+                assert a.get(f"/system/jobs/{service}/{job}").json()["state"] == "queued"
         for service, job in ((later, stays), (alone, lonely)):
             done = ended(a, service, job)
             assert (done["status"], "delegation" in done) == ("Succeeded", False)

@@ -7,6 +7,7 @@ Keycloak, in containers and by tokens: test_federation_keycloak.py.
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ import pytest
 
 from tests import oidc
 from tests.acceptance.calls import at, client, create, ended, jobs, objects, put, submit
-from tests.federation import NO_ROOM, account, body_of, delegation, eventually, grid, replica
+from tests.federation import NO_ROOM, account, body_of, busy, delegation, eventually, grid, replica
 from tests.s3_server import free_port
 from tests.server import Server
 
@@ -412,20 +413,23 @@ def test_a_withdrawn_token_leaves_jobs_here_and_says_why(tmp_path: Path) -> None
         body = world.make("withdrawn", "b", cpu="0.1")
         world.issuer.refresh.clear()
         a = world.http()
-        blocker = create(a, "exec sleep 600")
-        held = submit(a, blocker)
-        eventually(lambda: a.get(f"/system/jobs/{blocker}/{held}").json()["status"], "Running")
-        time.sleep(2)  # until the token that was exchanged last has ended: time is what is waited for
-        job = submit(a, "withdrawn")
-        said = eventually(lambda: delegation(a, "withdrawn", job), lambda found: found.get("problem"))
-        assert "does not take the refresh token" in said["problem"]
-        assert a.get(f"/system/jobs/withdrawn/{job}").json()["state"] in {"queued", "delegating"}
-        assert jobs(world.http("b"), "withdrawn") == {}
-        # A new token, and it goes on; it would also have, had a place become free here.
-        fresh = world.issuer.refresh_token("ann")
-        body["environment"] = {"secrets": {"refresh_token": fresh, "OTHER": ""}}
-        assert a.put("/system/services", json=body).status_code == 204
-        assert ended(a, "withdrawn", job)["delegation"]["cluster_id"] == "b"
+        with busy(a):
+            withdrawn(world, body)
+
+
+def withdrawn(world: World, body: dict[str, Any]) -> None:
+    a = world.http()
+    time.sleep(2)  # until the token that was exchanged last has ended: time is what is waited for
+    job = submit(a, "withdrawn")
+    said = eventually(lambda: delegation(a, "withdrawn", job), lambda found: found.get("problem"))
+    assert "does not take the refresh token" in said["problem"]
+    assert a.get(f"/system/jobs/withdrawn/{job}").json()["state"] in {"queued", "delegating"}
+    assert jobs(world.http("b"), "withdrawn") == {}
+    # A new token, and it goes on; it would also have, had a place become free here.
+    fresh = world.issuer.refresh_token("ann")
+    body["environment"] = {"secrets": {"refresh_token": fresh, "OTHER": ""}}
+    assert a.put("/system/services", json=body).status_code == 204
+    assert ended(a, "withdrawn", job)["delegation"]["cluster_id"] == "b"
 
 
 def test_a_token_that_is_replaced_at_each_exchange_is_kept(tmp_path: Path) -> None:
@@ -524,13 +528,36 @@ def test_a_hundred_jobs_run_exactly_once_and_come_home(tmp_path: Path) -> None:
         )
         a = world.http()
         # No room at the origin: all its places are taken.
-        blocker = create(a, "exec sleep 3600")
-        for _ in range(8):
-            submit(a, blocker)
-        given = [submit(a, "hundred", content=json.dumps({"n": number}).encode()) for number in range(100)]
-        check_once(world, "hundred", given, "abc")
+        with busy(a, jobs=8):
+            given = [
+                submit(a, "hundred", content=json.dumps({"n": number}).encode()) for number in range(100)
+            ]
+            check_once(world, "hundred", given, "abc")
         where = {
             a.get(f"/system/jobs/hundred/{job}").json().get("delegation", {}).get("cluster_id")
             for job in given
         }
         assert {"b", "c"} <= where
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+def test_a_thousand_jobs_with_faults(tmp_path: Path) -> None:
+    """1,000 jobs over three servers, each of which is killed with -9 again and again."""
+    kills = 0
+    with world_on(tmp_path, "a", "b", "c", JOB_LISTING_LIMIT="5000") as world:
+        members = {"topology": "mesh", "delegation": "random", "members": [replica("b"), replica("c")]}
+        script = SCRIPT.replace("env | sort\n", "")
+        world.make("thousand", "b", "c", federation=members, script=script, cpu="0.1")
+        given: list[str] = []
+        chance = random.Random(1)
+        with busy(world.http(), jobs=8):
+            while len(given) < 1000:
+                given += [submit(world.http(), "thousand") for _ in range(50)]
+                server = world.servers[chance.choice("abc")]
+                time.sleep(chance.uniform(0.2, 3))  # somewhere in the middle of what goes on
+                server.kill()
+                server.start()
+                kills += 1
+            check_once(world, "thousand", given, "abc")
+    print(json.dumps({"soak": "federation", "jobs": len(given), "kills": kills, "lost": 0, "doubled": 0}))
