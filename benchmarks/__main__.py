@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from benchmarks import burst, event, exposed, federation, intake, lists, oidc, s3, start, sync
+from benchmarks import burst, event, exposed, federation, intake, kubernetes, lists, oidc, s3, start, sync
 from benchmarks.figures import Row
 
 PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
@@ -22,6 +22,7 @@ PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
     "exposed": exposed.run,
     "federation": federation.run,
     "start": start.run,
+    "kubernetes": kubernetes.run,
 }
 
 

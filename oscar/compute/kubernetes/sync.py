@@ -118,8 +118,7 @@ class PodInvokes:
 
     async def apply(self, service: Service) -> None:
         """Bring the service's workers to its definition: min_scale warm, others of before replaced."""
-        key = service.owner, service.name
-        if service.script and (service.synchronous.min_scale or key in self._current):
+        if service.script:
             await self._crew(service, renew=True)
 
     async def prepare(self, service: Service) -> None:
