@@ -44,6 +44,7 @@ class Server:
     compute: Compute
     image: str
     cpu: str = "1"
+    patience: float = 90
     seen: dict[str, list[RunState]] = field(default_factory=dict)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -56,7 +57,7 @@ class Server:
 
     async def reach(self, name: str, *phases: Phase) -> RunState:
         """Wait until a run is in one of the phases."""
-        async with asyncio.timeout(90), self._changed:
+        async with asyncio.timeout(self.patience), self._changed:
             await self._changed.wait_for(lambda: name in self.seen and self.seen[name][-1].phase in phases)
         return self.seen[name][-1]
 
@@ -111,8 +112,8 @@ class Machine:
     engine: str
     user_image: str = ""
     cpu: str = "1"
-    missing: str = "localhost/missing:1"
-    """An image that can't be had."""
+    patience: float = 90
+    """Seconds in which a run does what is expected of it."""
 
     @property
     def is_real(self) -> bool:
@@ -128,7 +129,7 @@ class Machine:
         before = asyncio.all_tasks()
         compute = await self.make()
         await compute.start()
-        server = Server(compute, self.image, self.cpu)
+        server = Server(compute, self.image, self.cpu, self.patience)
         watching = asyncio.create_task(server.watch())
         await asyncio.sleep(0)
         try:
@@ -254,4 +255,4 @@ def kubernetes(
         launcher = Launcher(cluster, names, tenancy, Wares(store, bucket, folder, keys), staging)
         return KubernetesCompute(cluster, names, tenancy, launcher, logs, Options(staging, kueue=kueue))
 
-    return Machine(make, BUSYBOX, store, folder, "kubernetes", USER_1001, cpu="100m")
+    return Machine(make, BUSYBOX, store, folder, "kubernetes", USER_1001, cpu="50m", patience=300)

@@ -2,7 +2,7 @@
 
 Called by conftest.py. It belongs to the process that the run is (xdist's controller), so that it goes with it whatever
 happens. With OSCAR_TEST_KUBECONFIG set it is that cluster, and OSCAR_TEST_HOST and OSCAR_TEST_NODE say this machine's
-address as pods see it and a node's.
+address as pods see it and a node's; OSCAR_TEST_CLUSTER names one that `python -m tests.cluster up` has started.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def get() -> cluster.Cluster:
     Raises:
         PartMissing: something it is made of is not here.
     """
+    if named := os.environ.get("OSCAR_TEST_CLUSTER"):
+        return cluster.need(named)
     given = os.environ.get("OSCAR_TEST_KUBECONFIG")
     if given:
         host, node = (os.environ.get(name, "") for name in ("OSCAR_TEST_HOST", "OSCAR_TEST_NODE"))

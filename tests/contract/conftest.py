@@ -13,6 +13,7 @@ import pytest
 from oscar.compute.local.containers import Containers
 from oscar.compute.local.engine import Facts
 from oscar.errors import EngineMissing
+from oscar.model.quota import Limits
 from oscar.model.storage import MinIOProvider
 from oscar.model.user import ADMIN
 from oscar.objects.base import ObjectStore
@@ -86,9 +87,9 @@ def bridge_s3(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> 
         yield server
 
 
-@pytest.fixture
-def kubernetes_machine(kubernetes: Cluster, bridge_s3: s3_server.Server, tmp_path: Path) -> Iterator[Machine]:
-    """The test cluster, with an installation for this test."""
+def _on_cluster(
+    kubernetes: Cluster, bridge_s3: s3_server.Server, folder: Path, limits: Limits | None = None
+) -> Iterator[Machine]:
     admin = s3_server.ADMIN
 
     def own(user: str) -> MinIOProvider:
@@ -98,9 +99,21 @@ def kubernetes_machine(kubernetes: Cluster, bridge_s3: s3_server.Server, tmp_pat
         )
 
     store = S3Store(bridge_s3.endpoint, admin.access_key, admin.secret_key)
-    found = computing.kubernetes(kubernetes.kubeconfig, store, own, tmp_path)
+    found = computing.kubernetes(kubernetes.kubeconfig, store, own, folder, limits=limits)
     yield found
     asyncio.run(found.clean())
+
+
+@pytest.fixture
+def kubernetes_machine(kubernetes: Cluster, bridge_s3: s3_server.Server, tmp_path: Path) -> Iterator[Machine]:
+    """The test cluster, with an installation for this test."""
+    yield from _on_cluster(kubernetes, bridge_s3, tmp_path)
+
+
+@pytest.fixture
+def kubernetes_limited(kubernetes: Cluster, bridge_s3: s3_server.Server, tmp_path: Path) -> Iterator[Machine]:
+    """The same, where the quota of each user has room for one small run."""
+    yield from _on_cluster(kubernetes, bridge_s3, tmp_path, Limits(cpu=150))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import yaml
 from lightkube.config.client_adapter import user_auth, verify_cluster
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 from lightkube.core.exceptions import ConfigError
@@ -103,7 +104,7 @@ def config(kubeconfig: Path | None) -> SingleConfig:
     try:
         found = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_service_account()
         single = found.get()
-    except (ConfigError, KeyError, TypeError, OSError, ValueError) as error:
+    except (ConfigError, AttributeError, KeyError, TypeError, OSError, ValueError, yaml.YAMLError) as error:
         raise EngineMissing(
             f"There is no way to the Kubernetes cluster: {error}",
             field="KUBECONFIG",
