@@ -418,3 +418,22 @@ def test_queues_of_kueue() -> None:
             ],
         },
     }
+
+
+def test_a_volume_and_a_mount_are_in_the_users_container_only() -> None:
+    order = run_of(
+        volume={"name": "data", "mount_path": "/data", "size": "1Gi"},
+        mount={"storage_provider": "minio.default", "path": "bucket/folder"},
+    )
+    files = Files(b"order", None, None, {"mount.RCLONE_X": b"key"})
+    spec = manifests.pod_spec(order, place_of(), files, {})
+    assert [each["name"] for each in spec["initContainers"]] == ["mount", "stage-in", "oscar-container"]
+    places = {
+        each["name"]: {its["mountPath"] for its in each["volumeMounts"]}
+        for each in [*spec["initContainers"], *spec["containers"]]
+    }
+    assert {"/data", "/mnt"} <= places["oscar-container"]
+    assert places["stage-in"] == places["stage-out"] == {"/oscar", "/run/oscar"}
+    job = {"metadata": {"name": "cat-uuid-1", "uid": "u-1"}}
+    secret = manifests.secret(OURS, order, "ns", files, {}, job)
+    assert secret["data"]["mount.RCLONE_X"] == "a2V5"
