@@ -40,6 +40,9 @@ def test_a_log_that_is_read_again_adds_nothing() -> None:
     first = Placer(1)
     placed = [line for row in rows[:3] if (line := first.place(*row))]
     assert [line.text for line in placed] == ["a", "b", "b"]
+    # A connection that was cut, in the same server and in the next one.
+    first.restart()
+    assert not any(first.place(*row) for row in rows[:3])
     again = Placer(1, placed[-1].at)
     assert again.since == "2026-11-27T08:00:01Z"
     left = [line for row in rows if (line := again.place(*row))]

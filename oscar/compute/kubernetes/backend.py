@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -133,10 +133,10 @@ class KubernetesCompute:
             ) from error
         self._prefetched = {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in found}
         await self._logs.start()
-        self._spawn(self._follow(JOB, RUNS))
-        self._spawn(self._follow(POD, RUNS))
-        self._spawn(self._follow(NODE, ""))
-        self._spawn(self._follow_tenants())
+        self._spawn(self._always(lambda: self._follow(JOB, RUNS)))
+        self._spawn(self._always(lambda: self._follow(POD, RUNS)))
+        self._spawn(self._always(lambda: self._follow(NODE, "")))
+        self._spawn(self._always(self._follow_tenants))
         self._spawn(self._resync())
         try:
             async with asyncio.timeout(_FIRST_LIST_S):
@@ -172,6 +172,16 @@ class KubernetesCompute:
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    @staticmethod
+    async def _always(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do work that has no end: a fault of ours in one object must not blind the engine for all others."""
+        while True:
+            try:
+                await work()
+            except Exception:
+                log.exception("a watch ended; it is begun again")
+                await asyncio.sleep(_PAUSE_S)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

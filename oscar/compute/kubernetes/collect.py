@@ -112,6 +112,7 @@ class Collector:
         if pod is None:
             return
         splitter = Splitter()
+        placer.restart()
         pieces = self._cluster.log(
             pod["metadata"]["name"],
             pod["metadata"]["namespace"],

@@ -110,6 +110,11 @@ class Placer:
         """From which second on lines are missing; empty for all."""
         return self._last.time[:19] + "Z" if self._last.container == self._container else ""
 
+    def restart(self) -> None:
+        """The log is read again, from `since` on: lines of one time are counted anew."""
+        self._time = ""
+        self._same = 0
+
     def place(self, at: str, text: str) -> Line | None:
         """The line with its position; None when it is kept already."""
         at = max(at, self._time)  # the node's clock may have been set back
