@@ -162,12 +162,12 @@ def test_defect_3_a_job_is_tried_again_and_can_be_run_again(client: httpx2.Clien
 
 def test_defect_7_a_large_body_arrives_whole(client: httpx2.Client) -> None:
     name = service(client, 'wc -c < "$INPUT_FILE_PATH"; head -c 24 "$INPUT_FILE_PATH"')
-    body = b'"two  spaces * $HOME"' + b"x" * 2_000_000
+    body = b'"two  spaces * $HOME ' + b"x" * 2_000_000 + b'"'
     job_id = accepted(client, name, body)
     assert ended(client, name, job_id)["status"] == "Succeeded"
     log = client.get(f"/system/logs/{name}/{job_id}").text
     assert str(len(body)) in log
-    assert '"two  spaces * $HOME"' in log
+    assert '"two  spaces * $HOME xxx' in log
 
 
 def test_defects_20_and_21_a_list_of_jobs_asks_the_cluster_nothing(

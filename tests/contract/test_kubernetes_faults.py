@@ -445,7 +445,7 @@ def test_what_a_user_sees_of_his_pod(machine: Machine) -> None:
 
 def test_a_body_too_large_for_a_secret_runs(machine: Machine) -> None:
     async def scenario(server: Server, compute: KubernetesCompute) -> None:
-        body = b"- " * 1_500_000
+        body = b'{"x": "' + b"y" * 2_999_991 + b'"}'
         order = server.order('wc -c < "$INPUT_FILE_PATH"', body)
         await compute.submit(order)
         end = await server.done(order.name)

@@ -129,7 +129,8 @@ def test_phases(pod_: Body | None, phase: Phase) -> None:
 
 def test_success() -> None:
     ended = pod(DONE_IN, terminated(), terminated(), phase="Succeeded")
-    assert observed.state(job(), ended) == RunState("cat-1", Phase.DONE, None, None, 0, STARTED, FINISHED)
+    found = RunState("cat-1", Phase.DONE, None, None, 0, STARTED, FINISHED, ended=FINISHED)
+    assert observed.state(job(), ended) == found
     # Its pod may be gone by then.
     assert observed.state(job({"Complete": {}}), None).trouble is None
 

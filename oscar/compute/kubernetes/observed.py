@@ -7,7 +7,7 @@ made in one change together with the deadline that ends the pod, so that they ou
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,6 +80,14 @@ def state(job: Body, pod: Body | None, *, gone: bool = False) -> RunState:
         pod: its pod as it is, or was last; None when there has been none yet, or nobody saw it.
         gone: both were removed, by somebody else than us.
     """
+    found = _state(job, pod, gone=gone)
+    if found.phase is not Phase.DONE or found.started is None:
+        return found
+    ended = _time(_of(_container(pod, USER), "terminated").get("finishedAt"))
+    return replace(found, gpu=_gpus(job), ended=ended)
+
+
+def _state(job: Body, pod: Body | None, *, gone: bool) -> RunState:
     name = run_of(job)
     script = _container(pod, USER)
     started = _time(_of(script, "running").get("startedAt") or _of(script, "terminated").get("startedAt"))
@@ -260,11 +268,20 @@ def _of(container: Body, state_: str) -> Body:
     return (container.get("state") or {}).get(state_) or {}
 
 
-def _limit(job: Body) -> str:
+def _limits(job: Body) -> Body:
     for container in job["spec"]["template"]["spec"]["initContainers"]:
         if container["name"] == USER:
-            return str(container.get("resources", {}).get("limits", {}).get("memory", "?"))
-    return "?"
+            return container.get("resources", {}).get("limits") or {}
+    return {}
+
+
+def _limit(job: Body) -> str:
+    return str(_limits(job).get("memory", "?"))
+
+
+def _gpus(job: Body) -> int:
+    """GPUs that the script had for itself."""
+    return int(_limits(job).get("nvidia.com/gpu", 0))
 
 
 def _last(pod: Body | None) -> int | None:
