@@ -251,6 +251,11 @@ class Settings(BaseSettings):
         "KUEUE_ENABLE", True, "Have Kueue queue the jobs of users, where the cluster has it (Kubernetes)"
     )
     yunikorn: bool = _env("YUNIKORN_ENABLE", False, "Have YuniKorn schedule jobs (Kubernetes)")
+    serverless: Annotated[Literal["", "knative"], BeforeValidator(lambda value: str(value).lower())] = _env(
+        "SERVERLESS_BACKEND",
+        "",
+        "knative: Knative Serving scales synchronous calls; this server does when empty (Kubernetes)",
+    )
     waiting_runs: int = _env(
         "OSCAR_MAX_WAITING_RUNS",
         32,

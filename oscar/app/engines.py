@@ -140,6 +140,8 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
     from oscar.compute.kubernetes.backend import KubernetesCompute, Options, installation_bucket
     from oscar.compute.kubernetes.cluster import Cluster, config
     from oscar.compute.kubernetes.exposed import PodExposes
+    from oscar.compute.kubernetes.kinds import KNATIVE_SERVICE
+    from oscar.compute.kubernetes.knative import KnativeInvokes
     from oscar.compute.kubernetes.kserve import Models
     from oscar.compute.kubernetes.launch import Launcher, Wares
     from oscar.compute.kubernetes.logs import Logs
@@ -176,21 +178,34 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
         staging,
         scheduler="yunikorn" if settings.yunikorn else "",
     )
+    sidecar = Sidecar(settings.image, grace=settings.read_timeout + 30, verify=settings.minio_tls_verify)
+    limits = Limits(
+        queue=settings.worker_queue,
+        wait=settings.worker_wait,
+        idle=settings.worker_idle,
+        drain=settings.drain,
+        start=settings.worker_wait,
+        workers=settings.max_workers,
+    )
     workers = PodInvokes(
         cluster,
         names,
-        Sidecar(settings.image, grace=settings.read_timeout + 30, verify=settings.minio_tls_verify),
+        sidecar,
         tenancy.ensure,
         own_store,
-        Limits(
-            queue=settings.worker_queue,
-            wait=settings.worker_wait,
-            idle=settings.worker_idle,
-            drain=settings.drain,
-            start=settings.worker_wait,
-            workers=settings.max_workers,
-        ),
+        limits,
     )
+    invokes: PodInvokes | KnativeInvokes = workers
+    if settings.serverless == "knative":
+        if not await cluster.serves(KNATIVE_SERVICE):
+            raise EngineMissing(
+                "The cluster has no Knative Serving",
+                field="SERVERLESS_BACKEND",
+                fix="install it, or leave it empty",
+            )
+        invokes = KnativeInvokes(
+            cluster, names, sidecar, tenancy.ensure, workers, limits, timeout=settings.read_timeout
+        )
     exposes = PodExposes(
         cluster,
         names,
@@ -216,7 +231,7 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
         launcher,
         Logs(ground.objects, bucket, folder),
         Options(staging, kueue=settings.kueue, waiting=settings.waiting_runs),
-        workers,
+        invokes,
         models,
     )
     await begin(compute, stack)
@@ -227,7 +242,7 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
     await workers.start()
     return Engine(
         compute=compute,
-        invokes=workers,
+        invokes=invokes,
         exposes=exposes,
         holds=volumes,
         paces=compute,

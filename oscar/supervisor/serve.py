@@ -241,7 +241,7 @@ class Sidecar:
             return False
         if self._draining or self._state is not State.IDLE:
             refusal = "draining" if self._draining else self._state.value
-            writer.write(Said(503, headers={wire.REFUSED: refusal}).encoded(close=True))
+            writer.write(Said(503, headers={wire.REFUSED: refusal, wire.POD: self._host}).encoded(close=True))
             return False
         # No pause between the look and this: of two requests one is refused.
         self._state = State.BUSY
@@ -313,11 +313,12 @@ class Sidecar:
             if not isinstance(error, InvocationTimeout) and after is State.SPENT:
                 log.warning("a call failed", error=error.message)
             said = _error(error, spent=after is State.SPENT)
+            said = replace(said, headers={**said.headers, wire.POD: self._host})
             return (replace(said, headers={**said.headers, wire.LOST: "1"}) if self._lost else said), after
         finally:
             for line in call.said:
                 log.debug("sync call", line=line)
-        headers = {wire.EXIT: str(reply.code)}
+        headers = {wire.EXIT: str(reply.code), wire.POD: self._host}
         if after is State.SPENT:
             headers[wire.SPENT] = "1"
         if body != reply.log:

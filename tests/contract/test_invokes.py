@@ -296,7 +296,9 @@ def test_the_waiting_line_has_a_limit(street: Street) -> None:
 def test_waiting_has_a_limit(street: Street) -> None:
     async def scenario(house: House) -> None:
         word = lasting()
-        service = house.service(f"sleep {word}", synchronous={"max_scale": 1})
+        service = house.service(f"sleep {word}", synchronous={"min_scale": 1, "max_scale": 1})
+        await house.workers.apply(service)  # a start may take longer than callers wait
+        await until(lambda: house.stats().idle == 1)
         first = asyncio.create_task(house.call(service))
         await until(lambda: alive(word))
         with pytest.raises(Unavailable) as refused:

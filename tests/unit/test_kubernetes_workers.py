@@ -12,6 +12,7 @@ from oscar.compute.kubernetes import (
     attachments,
     exposed_manifests,
     exposed_state,
+    knative,
     kserve,
     routes,
     worker_manifests,
@@ -379,6 +380,57 @@ def test_commands(fields: dict[str, Any], command: dict[str, Any]) -> None:
     container = body["spec"]["template"]["spec"]["containers"][0]
     assert {name: container[name] for name in ("command",) if name in container} == command
     assert "lifecycle" not in container
+
+
+def test_a_service_of_knative_is_the_same_pod() -> None:
+    wanted = service(synchronous={"min_scale": 1, "max_scale": 4})
+    kit = worker_manifests.kit_of(wanted, "ns", SIDECAR)
+    body = knative.knative_service(NAMES, kit, "s1", SIDECAR, timeout=300)
+    labels = {**LABELS, "oscar.grycap/part": "worker"}
+    pod_of = worker_manifests.pod_spec(kit, "s1", SIDECAR)
+    side, user = pod_of["containers"]
+    assert body == {
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Service",
+        "metadata": {
+            "name": "hello",
+            "namespace": "ns",
+            "labels": {**labels, "networking.knative.dev/visibility": "cluster-local"},
+        },
+        "spec": {
+            "template": {
+                "metadata": {
+                    "labels": labels,
+                    "annotations": {
+                        "autoscaling.knative.dev/min-scale": "1",
+                        "autoscaling.knative.dev/max-scale": "4",
+                        "oscar.grycap/definition": kit.digest,
+                    },
+                },
+                "spec": {
+                    "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,
+                    "containerConcurrency": 1,
+                    "timeoutSeconds": 300,
+                    "containers": [
+                        {
+                            **side,
+                            "securityContext": {
+                                "runAsUser": 0,
+                                "runAsGroup": 0,
+                                "allowPrivilegeEscalation": False,
+                            },
+                            "readinessProbe": {"httpGet": {"path": "/ready", "port": 8090}},
+                        },
+                        {name: value for name, value in user.items() if name != "livenessProbe"},
+                    ],
+                    "volumes": pod_of["volumes"],
+                },
+            }
+        },
+    }
+    assert not knative.fits(service(script=""))
+    assert not knative.fits(service(volume={"name": "v", "mount_path": "/v"}))
 
 
 # Routes.

@@ -37,8 +37,16 @@ class Heard:
 class Line:
     """Connections to one sidecar, one request at a time."""
 
-    def __init__(self, host: str, port: int, *, name: str = "") -> None:
-        """Nothing is sent yet; `name` goes into `Host`, for what routes by it."""
+    def __init__(self, host: str, port: int, *, name: str = "", take: float = TAKE_S) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            host: where it is.
+            port: on which it listens.
+            name: goes into `Host`, for what routes by it.
+            take: seconds that it may take to say whether it takes a call.
+        """
+        self._take = take
         self._host = host
         self._port = port
         self._name = name or f"{host}:{port}"
@@ -110,7 +118,7 @@ class Line:
                     self._streams = await self._open()
                 reader, writer = self._streams
                 writer.write(head)
-                async with asyncio.timeout(TAKE_S):
+                async with asyncio.timeout(self._take):
                     return reader, writer, await _head(reader)
             except (OSError, EOFError, TimeoutError) as error:
                 self.close()

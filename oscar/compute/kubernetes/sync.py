@@ -151,7 +151,7 @@ class PodInvokes:
                 else run.payload
             )
             order = wire.Order(
-                run.job_id, run.hops, run.timeout, run.environment, await self._stores(run, payload)
+                run.job_id, run.hops, run.timeout, run.environment, await self.stores(run, payload)
             )
             for _ in range(TRIES):
                 with contextlib.suppress(NotTaken):
@@ -170,7 +170,7 @@ class PodInvokes:
                 # Something of the script may still run, until its pod has gone.
                 ended = True
                 await asyncio.wait({crew.end(place)}, timeout=PATIENCE_S)
-            return _answer(heard)
+            return answer_of(heard)
         except InvocationTimeout:
             # Whoever hears of it may rely on that the script is stopped.
             ended = True
@@ -188,7 +188,8 @@ class PodInvokes:
             elif not ended:
                 crew.end(place)
 
-    async def _stores(self, run: Run, payload: bytes) -> wire.Stores | None:
+    async def stores(self, run: Run, payload: bytes) -> wire.Stores | None:
+        """The stores of a call with their keys; None when it needs none."""
         service = run.service
         if not (service.input or service.output or service.mount):
             return None
@@ -286,7 +287,8 @@ def _place(pod: Body) -> tuple[str, str]:
     return str(meta["namespace"]), str(meta["labels"].get(SET, ""))
 
 
-def _answer(heard: Heard) -> Answer:
+def answer_of(heard: Heard) -> Answer:
+    """What a sidecar has answered."""
     try:
         code = int(heard.headers[wire.EXIT])
         length = heard.headers.get(wire.LOG_LENGTH)
