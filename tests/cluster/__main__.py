@@ -1,4 +1,4 @@
-"""The command: `.venv/bin/python -m tests.cluster up|down|status|images [--name N] [--owner PID]`."""
+"""The command: `.venv/bin/python -m tests.cluster up|down|status|images [--name N] [--with dns,kueue]`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ def main() -> int:
     parser.add_argument("do", choices=["up", "down", "status", "images"])
     parser.add_argument("--name", default="dev")
     parser.add_argument("--owner", type=int, default=0, help="the process whose end ends the cluster")
+    parser.add_argument("--with", dest="addons", default="", help="add-ons, with commas between")
     chosen = parser.parse_args()
     try:
         match chosen.do:
             case "up":
                 start = time.monotonic()
                 made = cluster.find(chosen.name) or cluster.up(chosen.name, owner=chosen.owner)
+                made.add(*(it for it in chosen.addons.split(",") if it))
                 print(f"{chosen.name}: ready after {time.monotonic() - start:.1f} s", file=sys.stderr)
                 print(f"export KUBECONFIG='{made.kubeconfig}'")
                 print(f"export OSCAR_TEST_HOST='{made.host}'")

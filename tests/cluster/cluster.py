@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import core, images, keeper, parts
+from tests.cluster import core, images, keeper, parts, pki
 from tests.cluster.inside import PATIENCE, Inside
 from tests.cluster.place import NODE, Place, root
 
@@ -97,6 +97,23 @@ class Cluster:
         """Apply objects on the server's side."""
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", *words, text=text)
+
+    def certificate(self, name: str, *, hosts: Sequence[str] = ()) -> pki.Pair:
+        """A certificate of the cluster's authority for the node's address and for hosts."""
+        place = self.own_place
+        authority = pki.Authority(place.folder / "pki", "kubernetes-ca")
+        return authority.issue(f"test-{name}", name, hosts=hosts, addresses=[place.node])
+
+    @property
+    def authority(self) -> Path:
+        """The certificate of the cluster's authority, for clients."""
+        return self.own_place.folder / "pki" / "kubernetes-ca.crt"
+
+    def add(self, *names: str) -> None:
+        """Have add-ons (addons/), such as `dns` or `kueue`; those that are there stay as they are."""
+        from tests.cluster import addons
+
+        addons.add(self, *names)
 
     def stop(self, program: str, number: int = signal.SIGTERM) -> None:
         """End one of its programs, such as `kube-apiserver`."""
@@ -272,5 +289,5 @@ def down(name: str) -> None:
         os.kill(known["keeper"], signal.SIGTERM)
         until(lambda: not alive(name), f"the keeper of {name} has ended")
     keeper.sweep()
-    for file in (root() / f"{name}.log", keeper.name_lock(name)):
-        file.unlink(missing_ok=True)
+    for ending in ("log", "adding", "lock"):
+        (root() / f"{name}.{ending}").unlink(missing_ok=True)

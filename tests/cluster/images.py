@@ -56,7 +56,7 @@ class Layer:
 
 
 def layer(files: Mapping[str, tuple[bytes, int]]) -> Layer:
-    """A layer of files: path to content and mode. Folders on the way are made."""
+    """A layer of files: path to content and mode. Folders on the way are made, and one whose path ends with "/"."""
     buffer = io.BytesIO()
     made: set[str] = set()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -67,8 +67,10 @@ def layer(files: Mapping[str, tuple[bytes, int]]) -> Layer:
                     info = tarfile.TarInfo(str(parent))
                     info.type, info.mode = tarfile.DIRTYPE, 0o755
                     archive.addfile(info)
-            info = tarfile.TarInfo(name)
+            info = tarfile.TarInfo(name.rstrip("/"))
             info.mode, info.size = mode, len(content)
+            if name.endswith("/"):
+                info.type = tarfile.DIRTYPE
             archive.addfile(info, io.BytesIO(content))
     return Layer(buffer.getvalue())
 
@@ -150,14 +152,9 @@ def _ctr(place: Place, *words: str) -> str:
     return done.stdout
 
 
-def program_layer(*programs: Path) -> Layer:
-    """Static programs in the root folder."""
-    return layer({path.name: (path.read_bytes(), 0o755) for path in programs})
-
-
 def basics() -> list[Image]:
     """The images that every cluster has: pause, a shell, and the shell as another user than root."""
-    pause = program_layer(Path(parts.program("kubernetes", "pause")))
+    pause = layer({"pause": (Path(parts.program("kubernetes", "pause")).read_bytes(), 0o755)})
     shell = Layer(images.busybox_root())
     return [
         Image(PAUSE, [pause], {"Entrypoint": ["/pause"], "User": "65535:65535"}),

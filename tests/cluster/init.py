@@ -113,6 +113,9 @@ def _mounts(place: Place) -> None:
         own.write_text(f"{value}\n")
         _run("mount", "--bind", str(own), f"/proc/sys/{name}")
     _run("mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run")
+    # Where kubelet looks for it, whatever it is told, when it reads what containers use.
+    Path("/run/containerd").mkdir()
+    Path("/run/containerd/containerd.sock").symlink_to(place.containerd)
     for path in ("/var/log", "/var/lib/cni"):
         own = place.folder / "node" / path.replace("/", "-").lstrip("-")
         own.mkdir(parents=True)

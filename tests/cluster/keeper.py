@@ -35,20 +35,25 @@ class Locked(Exception):
     """somebody else holds it"""
 
 
-def lock(path: Path) -> int:
+def lock(path: Path, patience: float = 0.0) -> int:
     """Lock a file until this process ends.
 
     Raises:
-        Locked: another process has it.
+        Locked: another process has it, and keeps it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise Locked(f"{path} is another process's") from None
-    return handle
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
+            os.close(handle)
+            raise Locked(f"{path} is another process's") from None
+        return handle
 
 
 def name_lock(name: str) -> Path:
@@ -169,7 +174,8 @@ class Keeper:
     """Keeps one cluster's namespaces."""
 
     def __init__(self, name: str, owner: int) -> None:
-        lock(name_lock(name))
+        # One that only looks whether the cluster lives has it for an instant.
+        lock(name_lock(name), patience=5)
         remove(name)
         self.place = take_place(name)
         self.owner = owner

@@ -33,23 +33,28 @@ class PartMissing(Exception):
 
 
 @functools.cache
+def printed(part: str, variable: str) -> str:
+    """What a variable is, in the environment or in what `./scripts/tools PART` prints.
+
+    Raises:
+        PartMissing: it could not be built.
+    """
+    if variable in os.environ:
+        return os.environ[variable]
+    said = subprocess.run([TREE / "scripts" / "tools", part], check=False, capture_output=True, text=True)
+    found = re.search(rf"^export {variable}='(.*)'$", said.stdout, re.MULTILINE)
+    if said.returncode != 0 or not found:
+        raise PartMissing(f"./scripts/tools {part}: {said.stderr[-2000:]}")
+    return found[1]
+
+
 def folder(part: str) -> Path:
     """The folder of a built part, such as `kubernetes` or `kueue`.
 
     Raises:
         PartMissing: it could not be built.
     """
-    variable = f"OSCAR_TEST_{part.upper().replace('-', '_')}"
-    if variable not in os.environ:
-        said = subprocess.run([TREE / "scripts" / "tools", part], check=False, capture_output=True, text=True)
-        if said.returncode != 0:
-            raise PartMissing(f"./scripts/tools {part}: {said.stderr[-2000:]}")
-        for name, value in re.findall(r"^export (\w+)='(.*)'$", said.stdout, re.MULTILINE):
-            os.environ[name] = value
-    found = Path(os.environ.get(variable, "/nonexistent"))
-    if not found.is_dir():
-        raise PartMissing(f"built by ./scripts/test --real: {part} ({variable})")
-    return found
+    return Path(printed(part, f"OSCAR_TEST_{part.upper().replace('-', '_')}"))
 
 
 def program(part: str, name: str = "") -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import oscar
 from tests.cluster import cluster, images, keeper, parts, pki
 from tests.cluster.cluster import Cluster, until
 from tests.cluster.place import Place
@@ -84,6 +85,16 @@ def name() -> Iterator[str]:
 
 def test_a_pod_runs_as_its_images_user_and_its_words_are_read(kubernetes: Cluster) -> None:
     assert run(kubernetes, "id -u", images.USER_1001) == "1001\n"
+
+
+def test_the_servers_image_has_the_server_and_its_helpers(kubernetes: Cluster) -> None:
+    kubernetes.load(images.server())
+    said = run(
+        kubernetes, "id -u; oscar --version; python -m oscar.supervisor --help; rclone version", images.SERVER
+    )
+    assert said.startswith(f"10001\n{oscar.__version__}\n")
+    assert "usage" in said
+    assert "rclone v" in said
 
 
 def test_services_and_node_ports_are_reached_from_pods_and_from_this_machine(kubernetes: Cluster) -> None:
