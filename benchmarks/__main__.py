@@ -8,7 +8,20 @@ import json
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from benchmarks import burst, event, exposed, federation, intake, kubernetes, lists, oidc, s3, start, sync
+from benchmarks import (
+    burst,
+    event,
+    exposed,
+    federation,
+    intake,
+    kubernetes,
+    lists,
+    metrics,
+    oidc,
+    s3,
+    start,
+    sync,
+)
 from benchmarks.figures import Row
 
 PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
@@ -17,6 +30,7 @@ PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
     "burst": burst.run,
     "event": event.run,
     "lists": lists.run,
+    "metrics": metrics.run,
     "oidc": oidc.run,
     "s3": s3.run,
     "exposed": exposed.run,

@@ -36,14 +36,15 @@ async def _measure(at: server.Server, jobs: int, services: int) -> list[Row]:
     empty_page = await _milliseconds(at, "/system/logs/s0")
     await rate(lambda: Client(at, "POST", "/job/s0", b"{}", status=201), jobs)
     page = await _milliseconds(at, "/system/logs/s0")
-    await _create_many(at, services)
+    await create_many(at, services)
     return [
         row(f"lists.services.{services}", await _milliseconds(at, "/system/services"), "ms", empty_services),
         row(f"lists.jobs.page.{jobs}", page, "ms", empty_page),
     ]
 
 
-async def _create_many(at: server.Server, count: int) -> None:
+async def create_many(at: server.Server, count: int) -> None:
+    """Create services but for the first."""
     async with httpx2.AsyncClient(base_url=at.endpoint, auth=(at.user, at.password), timeout=60) as client:
         for number in range(1, count):
             definition = {"name": f"s{number}", "image": "none", "script": "sleep 600"}

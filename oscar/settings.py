@@ -438,6 +438,11 @@ class Settings(BaseSettings):
     prometheus_gpu_query: str = _env(
         "PROMETHEUS_GPU_QUERY", _GPU_QUERY, "PromQL of GPU hours; the same placeholders"
     )
+    metrics_access: Literal["admin", "loopback", "all"] = _env(
+        "OSCAR_METRICS_ACCESS",
+        "loopback",
+        "Who may read GET /metrics: administrators, beside them who asks from this machine, or all",
+    )
     log_json: bool = _env("OSCAR_LOG_JSON", False, "Write the server's log as JSON lines")
     log_level: str = _env("OSCAR_LOG_LEVEL", "INFO", "Least level of the server's log")
 

@@ -92,6 +92,7 @@ ROUTES: dict[str, Need] = {
     "GET /system/quotas/user": _installation(Action.CALL, "one's own"),
     "GET /system/quotas/user/{userId}": _installation(Action.CHANGE),
     "PUT /system/quotas/user/{userId}": _installation(Action.CHANGE),
+    "GET /metrics": _installation(Action.CHANGE, "or from this machine, see OSCAR_METRICS_ACCESS"),
     "GET /system/metrics": _installation(Action.CALL, "of services that one may see"),
     "GET /system/metrics/breakdown": _installation(Action.CALL, "of services that one may see"),
     "GET /system/metrics/{serviceName}": _service(Action.SEE),

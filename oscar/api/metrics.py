@@ -1,14 +1,14 @@
-"""Routes of metrics: `/system/metrics`. Calls `core.metrics`."""
+"""Routes of metrics: `/system/metrics`, and `/metrics` for Prometheus. Calls `core.{metrics,gauges}`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from oscar.api.deps import C, Owner, P, problems
-from oscar.core import metrics
+from oscar.api.deps import C, Owner, P, get_caller, get_incoming, problems
+from oscar.core import gauges, metrics
 
 router = APIRouter(tags=["metrics"])
 
@@ -68,6 +68,22 @@ _BREAKDOWN = _object(
 def _answers(schema: dict[str, Any], *statuses: int, **more: Any) -> dict[int | str, dict[str, Any]]:
     content = {"application/json": {"schema": schema}, **more}
     return {200: {"description": "OK", "content": content}, **problems(400, 401, 403, *statuses)}
+
+
+@router.get(
+    "/metrics",
+    summary="How the server does, for Prometheus",
+    responses={
+        200: {"description": "OK", "content": {"text/plain": {"schema": _TEXT}}},
+        **problems(401, 403),
+    },
+)
+async def scrape(p: P, request: Request) -> Response:
+    caller = await get_caller(request) if request.headers.get("authorization") else None
+    forwarded = any(name in request.headers for name in ("x-forwarded-for", "forwarded"))
+    if not gauges.may_scrape(p, caller, get_incoming(request).address, forwarded=forwarded):
+        await get_caller(request)  # says how to log in
+    return Response(await gauges.scrape(p), media_type=gauges.CONTENT_TYPE)
 
 
 @router.get("/system/metrics", summary="Get metrics summary", responses=_answers(_SUMMARY))

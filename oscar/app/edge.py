@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from oscar.core.executions import Executions, access_of
+from oscar.core.platform import Platform
 from oscar.core.requests import Incoming
 from oscar.model.access_log import target
 
@@ -78,7 +79,11 @@ class Edge:
             seconds = time.perf_counter() - started
             if incoming.service is not None:
                 scope["app"].state.platform.recorder.add(incoming, status=status, seconds=seconds)
-            if target(scope["path"]) is not None:
+            called = target(scope["path"])
+            if called is not None:
+                platform = _platform(scope)
+                if platform is not None:
+                    platform.recorder.timings.add(called[0], status, seconds)
                 self._executions.write(
                     access_of(
                         incoming,
@@ -86,7 +91,7 @@ class Edge:
                         path=scope["path"],
                         status=status,
                         seconds=seconds,
-                        country=_country(scope, incoming),
+                        country=platform.recorder.country_of(incoming.address) if platform else "",
                         request_id=scope["oscar.request_id"],
                     )
                 )
@@ -99,7 +104,6 @@ def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     return [*_HEADERS, _HTTPS_ONLY] if scope["scheme"] == "https" else _HEADERS
 
 
-def _country(scope: Scope, incoming: Incoming) -> str:
-    """Where it came from; empty before the platform is there."""
-    platform = getattr(scope["app"].state, "platform", None) if "app" in scope else None
-    return platform.recorder.country_of(incoming.address) if platform else ""
+def _platform(scope: Scope) -> Platform | None:
+    """The platform; None before it is there."""
+    return getattr(scope["app"].state, "platform", None) if "app" in scope else None

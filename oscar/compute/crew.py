@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, runtime_checkable
 
 from oscar import telemetry
 from oscar.compute.hands import Employer, K, Unfit, W
@@ -134,6 +134,14 @@ class Yard(Generic[K, W]):
 
     def _free(self) -> int:
         return self._most - sum(len(crew.pool.places) for crew in self.crews.values())
+
+
+@runtime_checkable
+class HasWorkers(Protocol):
+    """The ability to tell how warm workers do."""
+
+    def stats(self) -> list[CrewStats]:
+        """How the workers of each service do."""
 
 
 class Crew(Generic[K, W]):

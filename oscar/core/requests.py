@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from oscar import telemetry
@@ -23,6 +24,8 @@ log = telemetry.get("requests")
 BEHIND = 0.2
 """Seconds that records may wait for company."""
 _MOST = 50_000
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""Seconds."""
 _PRUNE_S = 3600.0
 _PAUSE_S = 1.0
 
@@ -45,6 +48,22 @@ class Incoming:
         self.kind, self.service = kind, service
 
 
+class Timings:
+    """Calls of services by kind and class of status, and how long they took."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.counts = {kind: [0] * (len(BOUNDS) + 1) for kind in RequestKind}
+        self.seconds = dict.fromkeys(RequestKind, 0.0)
+        self.statuses = {kind: [0] * 6 for kind in RequestKind}
+
+    def add(self, kind: RequestKind, status: int, seconds: float) -> None:
+        """Note a call."""
+        self.counts[kind][bisect_left(BOUNDS, seconds)] += 1
+        self.seconds[kind] += seconds
+        self.statuses[kind][min(status // 100, 5)] += 1
+
+
 class Recorder:
     """Takes records and writes them in batches. `run` works until it is cancelled."""
 
@@ -56,6 +75,8 @@ class Recorder:
             countries: from address to country.
             keep: seconds that records are kept.
         """
+        self.timings = Timings()
+        """Of all calls, for Prometheus."""
         self._requests = requests
         self._countries = countries
         self._keep = keep

@@ -45,6 +45,18 @@ class Callback:
     tries: int
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How the queue does."""
+
+    oldest: Mapping[str, int]
+    """Milliseconds that the oldest job that may start has waited, by the job's kind."""
+    held: int
+    """Jobs under a lease."""
+    expired: int
+    """Those of them whose lease is over."""
+
+
 class Jobs:
     """Statements on jobs."""
 
@@ -408,6 +420,23 @@ class Jobs:
         """Milliseconds until the next waiting job may start; None when none waits."""
         query = sa.select(sa.func.min(jobs.c.next_try) - now_ms()).where(_queued())
         return await self._store.read(lambda connection: connection.execute(query).scalar())
+
+    async def waits(self) -> Waits:
+        """How long jobs wait, and who holds them."""
+        due = (
+            sa.select(jobs.c.kind, now_ms() - sa.func.min(jobs.c.created))
+            .where(_queued(), jobs.c.next_try <= now_ms())
+            .group_by(jobs.c.kind)
+        )
+        expired = sa.func.sum(sa.case((jobs.c.lease_until < now_ms(), 1), else_=0))
+        held = sa.select(sa.func.count(), sa.func.coalesce(expired, 0)).where(_active())
+
+        def work(connection: sa.Connection) -> Waits:
+            oldest = {kind: max(0, int(age)) for kind, age in connection.execute(due).all()}
+            count, late = connection.execute(held).one()
+            return Waits(oldest, int(count), int(late))
+
+        return await self._store.read(work)
 
     async def counts(self, user: str | None = None) -> dict[JobState, int]:
         """How many jobs there are in each state, of all users or of one."""

@@ -298,6 +298,7 @@ CALLS += [
     Call("PUT /system/quotas/user/{userId}", 400, USER, json={}, code="bad_request", at="quotas"),
     Call("PUT /system/quotas/user/{userId}", 400, USER, json={"memory": "x"}, at="memory"),
     Call("PUT /system/quotas/user/{userId}", 413, USER, content=HUGE_DEFINITION, code="body_too_large"),
+    Call("GET /metrics", 200, check=lambda said: "oscar_workers{" in said),
     # Metrics; what they say is tested in test_metrics.py
     Call("GET /system/metrics", 200, check=lambda said: said["totals"]["services_count_active"] >= 0),
     Call("GET /system/metrics", 400, params={"start": "yesterday"}, at="start"),
@@ -402,6 +403,7 @@ OPEN = {"GET /health", "POST /system/events/minio"}
 """The second one asks for a token of its own."""
 WITHOUT_INPUT = {
     *OPEN,
+    "GET /metrics",
     "GET /system/info",
     "GET /system/status",
     "GET /system/config",

@@ -14,7 +14,7 @@ from typing import Any
 
 from oscar import telemetry
 from oscar.compute.base import Answer, Capacity, LogLine, Metered, Phase, Run, RunState, Staying, VolumeUsage
-from oscar.compute.crew import Limits
+from oscar.compute.crew import CrewStats, Limits
 from oscar.compute.crews import PREFIX as WORKERS
 from oscar.compute.local import exposed, machine
 from oscar.compute.local.attachments import Attachments
@@ -146,6 +146,10 @@ class LocalCompute:
     async def remove(self, owner: str, service_name: str) -> None:
         """End the service's workers; see `Compute.remove`."""
         await self._workers.remove(owner, service_name)
+
+    def stats(self) -> list[CrewStats]:
+        """How warm workers do; see `HasWorkers`."""
+        return self._workers.stats()
 
     async def metered(self) -> list[Metered]:
         """What warm workers use; see `Measures`."""
