@@ -212,6 +212,14 @@ class Settings(BaseSettings):
         ge=1,
     )
 
+    # Several servers on one PostgreSQL
+    lost_server: float = _env(
+        "OSCAR_LOST_SERVER_SECONDS",
+        3600,
+        "Seconds after which the jobs of a server that is away, with an engine of its own machine, are given up",
+        ge=60,
+    )
+
     # Engine
     engine: Literal["auto", "podman", "docker", "process", "kubernetes"] = _env(
         "OSCAR_ENGINE",

@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from oscar.api.answers import Accepted, JobDetails, JobsPage, shaped
 from oscar.api.deps import C, Owner, P, get_caller, get_incoming, get_platform, problems, read_body
+from oscar.api.forward import forward
 from oscar.compute.base import LogLine
-from oscar.core import jobs
+from oscar.core import jobs, peers
 from oscar.core.platform import Platform
 from oscar.model.job import Job
 
@@ -219,6 +220,8 @@ async def job_logs(
     follow: Annotated[bool, Query(description="Go on until the job has ended")] = False,
 ) -> Response:
     job = await jobs.find(p, caller, serviceName, jobName, owner=owner)
+    if peers.FORWARDED not in request.headers and (peer := await peers.elsewhere(p, job)):
+        return await forward(request, peer)
     lines = jobs.logs(p, job, follow=follow, tail=tail)
     if not follow:
         lines = await _begun(lines)

@@ -51,6 +51,8 @@ class Engine:
     quotas: HasQuotas | None = None
     reconciles: Reconciles | None = None
     measures: tuple[Measures, ...] = ()
+    bound: bool = False
+    """Its runs are on this machine, where no other server finds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,9 @@ async def _local(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
     )
     stack.push_async_callback(exposes.stop)
     await exposes.start()
-    return Engine(compute=local, invokes=local, holds=local, exposes=exposes, measures=(local, exposes))
+    return Engine(
+        compute=local, invokes=local, holds=local, exposes=exposes, measures=(local, exposes), bound=True
+    )
 
 
 async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:

@@ -24,7 +24,7 @@ from oscar.app.s3 import MIB, open_store
 from oscar.app.start import Start
 from oscar.app.stores import OwnStore, events_tokens, open_own_store
 from oscar.compute.base import Compute
-from oscar.core import metrics, sweep, volumes
+from oscar.core import metrics, peers, sweep, volumes
 from oscar.core import services as service_rules
 from oscar.core.countries import Countries
 from oscar.core.delegation import Delegator
@@ -38,7 +38,7 @@ from oscar.core.requests import Recorder
 from oscar.core.rescheduler import Rescheduler
 from oscar.core.tokens import Tokens
 from oscar.errors import OscarError
-from oscar.settings import Settings
+from oscar.settings import Settings, kept_secret
 from oscar.state.config import Configuration
 from oscar.state.copies import Copies
 from oscar.state.delegations import Delegations
@@ -47,10 +47,12 @@ from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
 from oscar.state.leases import Leases
 from oscar.state.migrate import migrate
-from oscar.state.payloads import Payloads
+from oscar.state.payloads import Payloads, SharedPayloads
+from oscar.state.presence import Presence
 from oscar.state.quotas import Quotas
 from oscar.state.refresh_tokens import RefreshTokens
 from oscar.state.requests import Requests
+from oscar.state.servers import Servers
 from oscar.state.services import Services
 from oscar.state.store import Store
 from oscar.state.users import Users
@@ -73,6 +75,9 @@ class Opened:
     own: OwnStore
     id: str
     """Of this server among those on the Store."""
+    place: str
+    """This machine with this data folder."""
+    presence: Presence
 
 
 @contextlib.asynccontextmanager
@@ -107,8 +112,21 @@ async def _open(settings: Settings, signals: Signals, stack: contextlib.AsyncExi
     store = open_store(settings)
     stack.push_async_callback(asyncio.to_thread, store.close)
     installation = await asyncio.to_thread(migrate, store)
+    place = kept_secret(settings.data / "place", 8)
+    await Servers(store).check(place if settings.store == "embedded" else None)
+    loop = asyncio.get_running_loop()
+
+    def told(news: str) -> None:
+        # From its thread; a loop that is closed needs no news.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(signals.heard, news)
+
+    presence = await asyncio.to_thread(Presence, store, told)
+    stack.push_async_callback(asyncio.to_thread, presence.close)
     own = await open_own_store(settings, store, signals.work.set, stack)
-    return Opened(settings, signals, store, installation, own, f"{installation}-{uuid.uuid4().hex[:8]}")
+    return Opened(
+        settings, signals, store, installation, own, f"{installation}-{uuid.uuid4().hex[:8]}", place, presence
+    )
 
 
 @contextlib.contextmanager
@@ -142,8 +160,12 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             if platform.upkeep is not None:
                 kept = asyncio.create_task(sweep.keep(platform, platform.upkeep), name="upkeep")
                 stack.push_async_callback(_ended, kept)
-            # Before the first request: what is half-made now, nobody is making.
-            await volumes.reconcile(platform)
+            if opened.presence.alone:
+                # Before the first request: what is half-made now, nobody is making.
+                await volumes.reconcile(platform)
+            if platform.place and not platform.single:
+                others = asyncio.create_task(peers.run(platform), name="peers")
+                stack.push_async_callback(_ended, others)
             ports = asyncio.create_task(NodePorts(platform).run(), name="node ports")
             stack.push_async_callback(_ended, ports)
             app.state.platform = platform
@@ -152,7 +174,7 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             stack.push_async_callback(platform.tokens.close)
             federation = asyncio.create_task(Propagator(platform).run(), name="federation")
             stack.push_async_callback(_ended, federation)
-            await _dispatch(platform, alone=opened.store.is_sqlite)
+            await _dispatch(platform, alone=opened.presence.alone)
 
 
 def _oidc(settings: Settings) -> Oidc | None:
@@ -195,12 +217,15 @@ def _platform(
         services=Services(store),
         jobs=Jobs(store, settings.quota_defaults),
         users=Users(store),
-        payloads=Payloads(settings.data / "payloads", reserve=settings.disk_reserve * MIB),
+        payloads=_payloads(opened),
         objects=opened.own.objects,
         buckets=opened.own.buckets,
         upkeep=opened.own.upkeep,
         events=Events(store),
         events_tokens=events_tokens(settings, store.sealer),
+        servers=Servers(store),
+        place=opened.place if engine.bound else "",
+        single=store.is_sqlite,
         leader=Leader(None if store.is_sqlite else Leases(store), opened.id),
         compute=engine.compute,
         invokes=engine.invokes,
@@ -231,6 +256,13 @@ def _platform(
     )
 
 
+def _payloads(opened: Opened) -> Payloads:
+    folder, reserve = opened.settings.data / "payloads", opened.settings.disk_reserve * MIB
+    if opened.store.is_sqlite:
+        return Payloads(folder, reserve=reserve)
+    return SharedPayloads(opened.store, folder, reserve=reserve)
+
+
 async def _dispatch(platform: Platform, *, alone: bool) -> None:
     settings = platform.settings
     while True:
@@ -248,3 +280,5 @@ async def _dispatch(platform: Platform, *, alone: bool) -> None:
             # A bug in one job's way must not stop all others: said loudly, begun again.
             log.exception("dispatcher ended")
             await asyncio.sleep(1.0)
+            # Others may have come since the start.
+            alone = platform.single

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 from oscar import telemetry
@@ -139,6 +140,7 @@ class Dispatcher:
                 batch=min(_BATCH, pace.room) if pace else _BATCH,
                 without=pace.full if pace else (),
                 held=quotas.held(self._p),
+                place=self._p.place,
             )
             if pace:
                 # The engine sees what it was given when that has been submitted: not before it is asked again.
@@ -174,12 +176,19 @@ class Dispatcher:
             return
         if fresh and await self._delegated(job, known):
             return
+        try:
+            payload: bytes | Path = job.payload or b""
+            if job.payload_ref:
+                payload = await asyncio.to_thread(self._p.payloads.fetch, job.payload_ref)
+        except OscarError as error:
+            await self._settle(job, RunState(job.run_name, Phase.DONE, Trouble.OUR, error.message))
+            return
         run = Run(
             name=job.run_name,
             job_id=job.id,
             attempt=job.attempt,
             service=service,
-            payload=self._p.payloads.path(job.payload_ref) if job.payload_ref else job.payload or b"",
+            payload=payload,
             hops=job.hops,
             user=job.user,
             timeout=service.timeout_seconds,
@@ -220,7 +229,10 @@ class Dispatcher:
     # Restart
 
     async def _adopt(self, *, everything: bool) -> None:
-        for job in await self._p.jobs.take_over(self._id, lease=LEASE_S, everything=everything):
+        # On SQLite all are ours; else those of other machines are only found there.
+        place = None if self._p.single else self._p.place
+        taken = await self._p.jobs.take_over(self._id, lease=LEASE_S, everything=everything, place=place)
+        for job in taken:
             self._held[job.run_name] = job
             early = self._early.pop(job.run_name, None)
             if early and early.phase is Phase.DONE:
@@ -234,8 +246,26 @@ class Dispatcher:
 
     async def _renew(self) -> None:
         await self._p.jobs.renew(self._id, lease=LEASE_S)
-        if not self._alone:
-            await self._adopt(everything=False)
+        if self._p.single:
+            return
+        await self._adopt(everything=False)
+        if self._p.leader.mine:
+            await self._give_up_lost()
+        for name, state in list(self._early.items()):
+            # What another server has settled meanwhile; else this would be kept for ever.
+            if state.phase is Phase.DONE:
+                await self._forget_unknown(name)
+
+    async def _give_up_lost(self) -> None:
+        """End the attempts of machines that don't come back: whether their scripts had ended is not known."""
+        lost = await self._p.jobs.take_lost(
+            self._id, lease=LEASE_S, place=self._p.place, age=self._p.settings.lost_server
+        )
+        for job in lost:
+            self._held[job.run_name] = job
+            message = "The server that ran it is away; whether the script had ended is not known"
+            state = RunState(job.run_name, Phase.DONE, Trouble.LOST, message)
+            self._spawn(self._settle(job, state))
 
     # Engine -> queue
 
@@ -247,6 +277,8 @@ class Dispatcher:
                 self._early[state.name] = state
                 if state.phase is Phase.DONE:
                     self._spawn(self._forget_unknown(state.name))
+                elif not self._p.single:
+                    self._spawn(self._stop_given_up(state.name))
 
     async def _forget_unknown(self, name: str) -> None:
         # A run that ended and whose row is settled or gone: the crash came between settling and forgetting.
@@ -254,6 +286,13 @@ class Dispatcher:
         if job is None or job.run_name != name or job.state in FINAL or job.state is JobState.QUEUED:
             self._early.pop(name, None)
             await self._p.compute.forget(name)
+
+    async def _stop_given_up(self, name: str) -> None:
+        # This machine was away for so long that the others ended this attempt: it must not go on beside another.
+        job = await self._p.jobs.get(name.rpartition("-")[0])
+        if job is None or job.run_name != name or job.state in FINAL:
+            log.warning("a run that was given up is stopped", run=name)
+            await self._p.compute.cancel(name)
 
     async def _on_state(self, state: RunState) -> None:
         job = self._held.get(state.name)

@@ -280,7 +280,7 @@ async def rerun(p: Platform, caller: Caller, name: str, job_id: str, *, owner: s
 async def payload_of(p: Platform, job: Job) -> bytes:
     """The body of a job's event."""
     if job.payload_ref:
-        return await asyncio.to_thread(p.payloads.path(job.payload_ref).read_bytes)
+        return await asyncio.to_thread(p.payloads.read, job.payload_ref)
     return job.payload or b""
 
 

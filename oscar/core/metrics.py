@@ -269,8 +269,9 @@ async def run(p: Platform) -> None:
             if rounds % _ROLL_ROUNDS != 1:
                 await asyncio.sleep(_MEASURE_S)
                 continue
-            await _in_batches(p.figures.recorded.roll_up)
-            if time.monotonic() - pruned > _PRUNE_S:
+            if p.leader.mine:
+                await _in_batches(p.figures.recorded.roll_up)
+            if p.leader.mine and time.monotonic() - pruned > _PRUNE_S:
                 pruned = time.monotonic()
                 await _prune(p)
         except OscarError as error:

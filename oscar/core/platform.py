@@ -38,8 +38,10 @@ from oscar.state.exposures import Exposures
 from oscar.state.jobs import Jobs
 from oscar.state.metrics import RecordedRequests
 from oscar.state.payloads import Payloads
+from oscar.state.presence import LOST
 from oscar.state.quotas import Quotas
 from oscar.state.refresh_tokens import RefreshTokens
+from oscar.state.servers import Servers
 from oscar.state.services import ServiceRow, Services
 from oscar.state.usage_hours import UsedHours
 from oscar.state.users import Users
@@ -60,6 +62,8 @@ class Signals:
         """An exposed service has come, changed or gone."""
         self.federation = asyncio.Event()
         """A member of a federation is to be told something."""
+        self.services = asyncio.Event()
+        """Services have changed, perhaps by another server."""
         self._ended: dict[str, set[asyncio.Event]] = {}
 
     def watch(self, job_id: str) -> asyncio.Event:
@@ -74,6 +78,15 @@ class Signals:
         waiting.discard(event)
         if not waiting:
             self._ended.pop(job_id, None)
+
+    def heard(self, news: str) -> None:
+        """Take news of another server, in the words of `state.presence`."""
+        if news.startswith("e"):
+            self.ended(news[1:])
+        if news in {"w", LOST}:
+            self.work.set()
+        if news in {"s", LOST}:
+            self.services.set()
 
     def ended(self, job_id: str) -> None:
         """Tell who waits for the job."""
@@ -126,6 +139,9 @@ class Platform:
     events_tokens: tuple[str, ...] = field(repr=False)
     """Each proves that a report of objects comes from our MinIO."""
     leader: Leader
+    servers: Servers
+    place: str
+    """Where the engine runs: a machine with its data folder, or "" for what every server reaches."""
     compute: Compute
     invokes: Invokes | None
     volumes: Volumes
@@ -154,6 +170,8 @@ class Platform:
     """Calls of each user."""
     failures: Rate
     """Log-ins that failed, of each address."""
+    single: bool
+    """No other server can work on this Store: it is a file."""
     paces: Paces | None = None
     """The engine's ability to say how much it would begin now."""
     nodes: HasNodes | None = None

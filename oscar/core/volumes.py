@@ -222,6 +222,12 @@ def _ability(p: Platform) -> HasVolumes:
 async def _make(p: Platform, volume: Volume, *, field: str) -> None:
     """Row and place; the row says that it is not finished yet."""
     holds = _ability(p)
+    if p.place and not p.single and await p.servers.others(p.place):
+        raise Unsupported(
+            "Volumes are on one machine, and several servers work here",
+            field=field,
+            fix="use a bucket, or an engine that all servers reach",
+        )
     limits = await limits_of(p, volume.owner)
     check_size(volume.size, limits, field=field)
     await p.volumes.insert(volume, limits, field=field)

@@ -224,6 +224,8 @@ class Job:
     started: int | None
     finished: int | None
     updated: int
+    place: str = ""
+    """The machine that the present attempt is bound to; "" for none."""
 
     @property
     def run_name(self) -> str:

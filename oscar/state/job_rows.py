@@ -102,6 +102,7 @@ def _job(values: Mapping[str, Any]) -> Job:
         event_key=values["event_key"],
         cancel_requested=bool(values["cancel_requested"]),
         lease_token=values["lease_token"],
+        place=values["place"],
         created=values["created"],
         next_try=values["next_try"],
         started=values["started"],

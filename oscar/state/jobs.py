@@ -143,6 +143,7 @@ class Jobs:
         batch: int = 16,
         without: Collection[str] = (),
         held: Mapping[str, Resources] | None = None,
+        place: str = "",
     ) -> list[Job]:
         """Take waiting jobs to submit them, fairly: services with the fewest running jobs first.
 
@@ -151,11 +152,12 @@ class Jobs:
 
         Args:
             owner: who takes them.
-            total: jobs that may be active over all services.
+            total: jobs over all services that the taker may have at once.
             lease: seconds until another may take them over.
             batch: at most so many at once.
             without: owners whose jobs are passed over.
             held: what owners' warm workers and replicas take of their quotas.
+            place: the machine that runs of this taker are bound to; "" for none.
         """
 
         def work(connection: sa.Connection) -> list[Job]:
@@ -164,7 +166,8 @@ class Jobs:
                     sa.select(jobs.c.service_id, sa.func.count()).where(_active()).group_by(jobs.c.service_id)
                 ).all()
             )
-            free = min(total - sum(running.values()), batch)
+            mine = sa.select(sa.func.count()).select_from(jobs).where(_active(), jobs.c.lease_owner == owner)
+            free = min(total - int(connection.execute(mine).scalar_one()), batch)
             if free <= 0:
                 return []
             waiting = self._waiting_services(connection)
@@ -194,7 +197,7 @@ class Jobs:
             if not chosen:
                 return []
             return [
-                self._take(connection, job_id, owner, lease, attempt=waiter.need if waiter else Resources())
+                self._take(connection, job_id, owner, lease, (waiter.need if waiter else Resources(), place))
                 for job_id, waiter in chosen
             ]
 
@@ -230,10 +233,9 @@ class Jobs:
         job_id: str,
         owner: str,
         lease: float,
-        *,
-        attempt: Resources | None = None,
+        attempt: tuple[Resources, str] | None = None,
     ) -> Job:
-        """Lease a job; with `attempt` as a new one, which needs that."""
+        """Lease a job; with `attempt` as a new one, which needs that and runs there."""
         values: dict[str, Any] = {
             "lease_owner": owner,
             "lease_token": str(uuid.uuid4()),
@@ -242,7 +244,8 @@ class Jobs:
         }
         if attempt is not None:
             values |= {
-                **asdict(attempt),
+                **asdict(attempt[0]),
+                "place": attempt[1],
                 "state": JobState.SUBMITTING.value,
                 "attempt": jobs.c.attempt + 1,
                 "reason": None,
@@ -255,13 +258,34 @@ class Jobs:
         ).one()
         return to_job(row)
 
-    async def take_over(self, owner: str, *, lease: float, everything: bool) -> list[Job]:
-        """Take active jobs whose holder is gone: lease expired, or `everything` when we are the only server."""
+    async def take_over(
+        self, owner: str, *, lease: float, everything: bool, place: str | None = None
+    ) -> list[Job]:
+        """Take active jobs whose holder is gone: lease expired, or `everything` when we are the only server.
+
+        With `place` only those that run there, or that any server finds.
+        """
 
         def work(connection: sa.Connection) -> list[Job]:
             condition = _active() if everything else _active() & (jobs.c.lease_until < now_ms())
+            if place is not None:
+                condition &= jobs.c.place.in_(["", place])
             found = connection.execute(
                 sa.select(jobs.c.id).where(condition).with_for_update(skip_locked=True)
+            ).scalars()
+            return [self._take(connection, job_id, owner, lease) for job_id in list(found)]
+
+        return await self._store.write(work)
+
+    async def take_lost(self, owner: str, *, lease: float, place: str, age: float) -> list[Job]:
+        """Take active jobs of other places whose servers have not been here for so many seconds, to give them up."""
+
+        def work(connection: sa.Connection) -> list[Job]:
+            gone = jobs.c.lease_until < now_ms() - int(age * 1000)
+            found = connection.execute(
+                sa.select(jobs.c.id)
+                .where(_active(), gone, jobs.c.place.not_in(["", place]))
+                .with_for_update(skip_locked=True)
             ).scalars()
             return [self._take(connection, job_id, owner, lease) for job_id in list(found)]
 

@@ -138,6 +138,8 @@ jobs = Table(
     Column("lease_owner", String(64)),
     Column("lease_token", String(36)),
     Column("lease_until", BigInteger),
+    # The machine that the present attempt is bound to; empty: any server finds it by its name.
+    Column("place", String(64), nullable=False, server_default=""),
     Column("created", BigInteger, nullable=False),
     Column("next_try", BigInteger, nullable=False),
     Column("started", BigInteger),

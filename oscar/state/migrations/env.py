@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from alembic import context
 
-from oscar.state import event_tables, federation_tables, metric_tables  # noqa: F401 - tables of the same schema
+from oscar.state import (  # noqa: F401 - tables of the same schema
+    event_tables,
+    federation_tables,
+    metric_tables,
+    server_tables,
+)
 from oscar.state.tables import metadata
 
 connection = context.config.attributes["connection"]
