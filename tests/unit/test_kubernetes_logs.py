@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oscar.compute.kubernetes import logs
@@ -15,6 +15,8 @@ from oscar.errors import RunNotFound
 from oscar.objects.embedded.blobs import Blobs
 from oscar.objects.embedded.store import EmbeddedStore
 from tests import s3_server
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_what_was_kept_of_a_later_container_rules_out_the_earlier() -> None:
     assert Placer(2, Position(1, at(9), 0)).place(at(5), "new") is not None
 
 
+@PATIENT
 @given(
     st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]))), st.integers(1, 40)
 )
@@ -68,6 +71,7 @@ def test_pieces_of_any_size_make_the_same_lines(texts: list[str], size: int) -> 
     assert [*found, *splitter.end()] == [(at(1), text) for text in texts]
 
 
+@PATIENT
 @given(st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"])), max_size=5))
 def test_a_chunk_gives_back_its_lines(texts: list[str]) -> None:
     lines = [Line(Position(1, at(1), number), text) for number, text in enumerate(texts)]

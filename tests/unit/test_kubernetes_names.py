@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oscar.compute.kubernetes import names
 from oscar.compute.kubernetes.names import Names, object_name
 from oscar.model.service import Service
 from oscar.model.user import ADMIN
+
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 OURS = Names("abc123", "oscar-svc")
@@ -39,6 +41,7 @@ def test_owners_that_look_alike_have_namespaces_of_their_own(one: str, other: st
     assert OURS.namespace_of(one) != OURS.namespace_of(other)
 
 
+@PATIENT
 @given(st.text(min_size=1, max_size=300))
 def test_every_owner_has_a_namespace_that_kubernetes_takes(owner: str) -> None:
     found = OURS.namespace_of(owner)
@@ -46,6 +49,7 @@ def test_every_owner_has_a_namespace_that_kubernetes_takes(owner: str) -> None:
     assert LABEL.fullmatch(found)
 
 
+@PATIENT
 @given(st.text(min_size=1, max_size=300))
 def test_every_run_has_a_name_that_kubernetes_takes(name: str) -> None:
     found = object_name(name)
