@@ -255,4 +255,4 @@ def kubernetes(
         launcher = Launcher(cluster, names, tenancy, Wares(store, bucket, folder, keys), staging)
         return KubernetesCompute(cluster, names, tenancy, launcher, logs, Options(staging, kueue=kueue))
 
-    return Machine(make, BUSYBOX, store, folder, "kubernetes", USER_1001, cpu="50m", patience=300)
+    return Machine(make, BUSYBOX, store, folder, "kubernetes", USER_1001, cpu="50m", patience=600)
