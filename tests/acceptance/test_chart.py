@@ -72,7 +72,7 @@ def test_several_servers_need_a_database_and_have_a_budget() -> None:
         ("store.kind=s3", "/store/kind"),
         ("minio.enabled=false", "store.endpoint"),
         ("publish.tls.mode=secret", "publish.tls.secretName"),
-        ("settings.lower=1", "/settings"),
+        ("settings.lower=1", "lower"),
     ],
 )
 def test_what_can_not_be_is_refused_with_its_name(words: str, said: str) -> None:
@@ -95,9 +95,19 @@ class Installed:
 
     @property
     def client(self) -> httpx2.Client:
+        """At the node's address; Contour answers 421 to a TLS greeting without a name, so it has one."""
         context = ssl.create_default_context(cafile=str(self.cluster.authority))
+
+        def named(request: httpx2.Request) -> None:
+            request.extensions = {**request.extensions, "sni_hostname": HOST}
+
         return httpx2.Client(
-            base_url=f"https://{self.cluster.node}", auth=("oscar", self.password), verify=context, timeout=60
+            base_url=f"https://{self.cluster.node}",
+            auth=("oscar", self.password),
+            headers={"Host": HOST},
+            event_hooks={"request": [named]},
+            verify=context,
+            timeout=60,
         )
 
     def helm(self, *words: str) -> None:
