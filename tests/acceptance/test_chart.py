@@ -95,8 +95,11 @@ class Installed:
 
     @property
     def client(self) -> httpx2.Client:
+        """With the certificate of the cluster's Gateway."""
+        return self.trusting(ssl.create_default_context(cafile=str(self.cluster.authority)))
+
+    def trusting(self, context: ssl.SSLContext) -> httpx2.Client:
         """At the node's address; Contour answers 421 to a TLS greeting without a name, so it has one."""
-        context = ssl.create_default_context(cafile=str(self.cluster.authority))
 
         def named(request: httpx2.Request) -> None:
             request.extensions = {**request.extensions, "sni_hostname": HOST}
@@ -257,14 +260,8 @@ def test_an_upgrade_keeps_keys_and_data(installed: Installed) -> None:
 
     def answers() -> httpx2.Response | None:
         try:
-            return httpx2.get(
-                f"https://{installed.cluster.node}/system/services",
-                auth=("oscar", installed.password),
-                headers={"Host": HOST},
-                extensions={"sni_hostname": HOST},
-                verify=context,
-                timeout=10,
-            )
+            with installed.trusting(context) as api:
+                return api.get("/system/services", timeout=10)
         except httpx2.TransportError:
             return None
 
