@@ -7,6 +7,7 @@ of an engine that begin and end are begun and ended here, by the stack of the ca
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -150,7 +151,7 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
     from oscar.compute.kubernetes.launch import Launcher, Wares
     from oscar.compute.kubernetes.logs import Logs
     from oscar.compute.kubernetes.manifests import Staging
-    from oscar.compute.kubernetes.names import Names
+    from oscar.compute.kubernetes.names import Names, digest
     from oscar.compute.kubernetes.routes import Routes
     from oscar.compute.kubernetes.sync import PodInvokes
     from oscar.compute.kubernetes.tenancy import Tenancy
@@ -198,6 +199,8 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
         tenancy.ensure,
         own_store,
         limits,
+        # With a database of its own there is one server, which takes over the workers of the one before.
+        slot="" if settings.database.startswith("sqlite") else digest(socket.gethostname())[:6],
     )
     invokes: PodInvokes | KnativeInvokes = workers
     if settings.serverless == "knative":

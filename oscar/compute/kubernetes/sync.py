@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from oscar import telemetry
@@ -23,7 +25,7 @@ from oscar.compute.kubernetes.cluster import Body, Changed, Cluster, Gone, Liste
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, POD, SECRET
 from oscar.compute.kubernetes.names import Names
 from oscar.compute.kubernetes.sidecar import Heard, NotTaken
-from oscar.compute.kubernetes.worker_manifests import SET, SLOT, WORKER, Kit, Sidecar, kit_of
+from oscar.compute.kubernetes.worker_manifests import SEEN, SET, SLOT, WORKER, Kit, Sidecar, kit_of
 from oscar.compute.kubernetes.workers import PodWorker, WorkerSet
 from oscar.errors import EngineError, InvocationTimeout, OscarError, Unavailable, Unsupported
 from oscar.model.event import decode
@@ -39,6 +41,10 @@ PATIENCE_S = 30.0
 """Seconds that an answer waits for the end of a pod which it tells of."""
 TRIES = 5
 """Workers that a call is offered to when none takes it."""
+BEAT_S = 60.0
+"""Seconds between signs of life of a server, on its Deployments."""
+LEFT_S = 600.0
+"""Seconds without one after which its workers are removed by the others."""
 _AT_ONCE = 50
 
 
@@ -270,16 +276,38 @@ class PodInvokes:
                         self._sets[place].gone(pod["metadata"]["name"])
 
     async def _sweep(self) -> None:
-        """Remove what an earlier server left and no service claims by then."""
-        await asyncio.sleep(self._limits.idle)
-        try:
-            for kind in (DEPLOYMENT, SECRET):
-                for item in await self._cluster.items(kind, labels=self._selector()):
-                    place = item["metadata"]["namespace"], item["metadata"]["name"]
-                    if place not in self._sets:
-                        await self._cluster.delete(kind, place[1], place[0])
-        except OscarError as error:
-            self._log.warning("old workers can't be removed", error=error.message)
+        """Say again and again that this server lives, and remove workers of those that don't, or that nobody claims."""
+        began = time.time()
+        while True:
+            await asyncio.sleep(BEAT_S)
+            try:
+                for workers in list(self._sets.values()):
+                    await workers.beat(round(time.time()))
+                await self._remove_left(claimed=time.time() - began > self._limits.idle)
+            except OscarError as error:
+                self._log.warning("old workers can't be removed", error=error.message)
+
+    async def _remove_left(self, *, claimed: bool) -> None:
+        """Remove workers of servers that are gone.
+
+        Args:
+            claimed: those of an earlier server in this one's place had their time to be claimed by their services.
+        """
+        for item in await self._cluster.items(DEPLOYMENT, labels=self._names.selector(WORKER)):
+            meta = item["metadata"]
+            ours = meta["labels"].get(SLOT, "") == self._slot
+            known = (meta["namespace"], meta["name"]) in self._sets
+            if (ours and claimed and not known) or (not ours and _age(meta) > LEFT_S):
+                for kind in (DEPLOYMENT, SECRET):
+                    await self._cluster.delete(kind, meta["name"], meta["namespace"])
+
+
+def _age(meta: Body) -> float:
+    """Seconds since the server of these workers gave a sign of life."""
+    seen = meta.get("annotations", {}).get(SEEN)
+    if seen and seen.isdigit():
+        return time.time() - int(seen)
+    return time.time() - datetime.fromisoformat(meta["creationTimestamp"]).timestamp()
 
 
 def _place(pod: Body) -> tuple[str, str]:

@@ -31,6 +31,8 @@ SET = "oscar.grycap/workers"
 """Label: the Deployment whose pod it is."""
 SLOT = "oscar.grycap/server"
 """Label: which server's it is."""
+SEEN = "oscar.grycap/seen"
+"""Annotation: when that server gave its last sign of life, in Unix seconds."""
 USER = "oscar-container"
 SIDECAR = "sidecar"
 PORT = 8090

@@ -57,36 +57,36 @@ class WorkerSet:
         self._lock = asyncio.Lock()
         self._free: dict[str, Body] = {}
         self._bound: dict[str, PodWorker] = {}
-        self._waiting: deque[asyncio.Future[Body]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], PodWorker]] = deque()
 
-    async def grow(self, worker: PodWorker) -> Body:
+    async def grow(self, worker: PodWorker) -> None:
         """One pod more, for that worker: an idle one that is there already, else the next that comes."""
-        place: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
         self._wanted += 1
-        self._waiting.append(place)
         try:
             await self._scale()
-            self._match()
-            pod = await place
+            await self.another(worker)
         except BaseException:
-            if place.done() and not place.cancelled() and place.exception() is None:
-                self._free[place.result()["metadata"]["name"]] = place.result()
-            elif place in self._waiting:
-                self._waiting.remove(place)
             self._wanted -= 1
             raise
-        self._bound[pod["metadata"]["name"]] = worker
-        return pod
 
-    async def another(self, worker: PodWorker) -> Body:
-        """The next pod that comes, in the place of one that the cluster has removed."""
+    async def another(self, worker: PodWorker) -> None:
+        """The next pod that comes; in the place of the worker's own, if the cluster has removed that."""
         self._bound.pop(worker.pod, None)
-        place: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ticket = (place, worker)
+        self._waiting.append(ticket)
         self._match()
-        pod = await place
-        self._bound[pod["metadata"]["name"]] = worker
-        return pod
+        try:
+            await place
+        except BaseException:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+            if self._bound.pop(worker.pod, None) is worker:
+                # Given at the moment when it was no longer wanted: never used, so another may have it.
+                worker.pod = ""
+                if worker.body is not None:
+                    self.seen(worker.body)
+            raise
 
     async def shrink(self, pod: str, *, at_once: bool) -> None:
         """That pod less; it has gone when this returns.
@@ -118,6 +118,12 @@ class WorkerSet:
     async def give_back(self) -> None:
         """Nobody waits for a pod any more that `grow` had asked for."""
         await self._scale()
+
+    async def beat(self, now: int) -> None:
+        """Say that its server lives, to others that would remove it."""
+        if self._there is not None:
+            change: Body = {"metadata": {"annotations": {manifests.SEEN: str(now)}}}
+            await self._cluster.merge(DEPLOYMENT, self.name, change, self.kit.namespace)
 
     async def remove(self) -> None:
         """Remove the Deployment with all that is left of it. Silent if absent."""
@@ -165,13 +171,16 @@ class WorkerSet:
 
     def _match(self) -> None:
         while self._waiting and self._free:
-            place = self._waiting.popleft()
+            place, worker = self._waiting.popleft()
             if not place.done():
                 # The oldest first: it is most likely to be ready.
                 name = min(
                     self._free, key=lambda each: str(self._free[each]["metadata"]["creationTimestamp"])
                 )
-                place.set_result(self._free.pop(name))
+                # From this moment on it is that worker's: no other may get it.
+                self._bound[name] = worker
+                worker.given(self._free.pop(name))
+                place.set_result(None)
 
     async def _scale(self) -> None:
         async with self._lock:
@@ -233,12 +242,9 @@ class PodWorker:
         """See `Hand.start`."""
         try:
             async with asyncio.timeout(wait):
-                self.body = await self._set.grow(self)
-                self.pod = self.body["metadata"]["name"]
+                await self._set.grow(self)
                 while not await self._listen():
-                    self.body = await self._set.another(self)
-                    self.pod = self.body["metadata"]["name"]
-                    self._why_dead = ""
+                    await self._set.another(self)
         except TimeoutError:
             why = _why_pending(self.body) if self.body else await self._set.trouble()
             raise EngineError(
@@ -248,6 +254,10 @@ class PodWorker:
             if not self.pod:
                 await self._set.give_back()
         self._clean = True
+
+    def given(self, pod: Body) -> None:
+        """That pod is this worker's from now on."""
+        self.pod, self.body, self._why_dead = pod["metadata"]["name"], pod, ""
 
     async def _listen(self) -> bool:
         """Wait until the pod has an address and its loop listens; False when the cluster has removed it."""
