@@ -232,14 +232,16 @@ def test_an_upload_is_processed(installed: Installed) -> None:
 def test_the_server_may_what_it_needs_and_no_more(installed: Installed) -> None:
     account = f"--as=system:serviceaccount:{installed.namespace}:oscar"
 
-    def may(verb: str, what: str) -> bool:
-        said = installed.cluster.try_kubectl("auth", "can-i", verb, what, account, "--all-namespaces")
+    def may(verb: str, what: str, part: str = "") -> bool:
+        words = ("auth", "can-i", verb, what, f"--subresource={part}", account, "--all-namespaces")
+        said = installed.cluster.try_kubectl(*words)
         return said.stdout.strip() == "yes"
 
     assert may("create", "jobs.batch")
     assert not may("create", "clusterroles.rbac.authorization.k8s.io")
     assert not may("create", "pods")
-    assert not may("get", "pods/exec")
+    assert may("get", "pods", "log")
+    assert not may("create", "pods", "exec")
     assert not may("delete", "nodes")
     # A server that asks for more than it has would say so.
     assert "forbidden" not in installed.kubectl("logs", "deployment/oscar", "--tail=-1")
