@@ -26,6 +26,8 @@ from tests import postgres, server
 REQUESTS = 1_000_000
 SERVICES = 1_000
 USERS = 200
+FAVOURITES = 10
+"""Services that a user calls."""
 COUNTRIES = [f"{first}{second}" for first in "ABCD" for second in "VWXYZ"]
 DAYS = 30
 TRIES = 15
@@ -74,23 +76,26 @@ async def _fill(url: str, count: int, services: int) -> None:
 
 
 def _records(count: int, services: int) -> Iterator[RequestRecord]:
-    """Some services are called much more often than others, and most users call from home."""
+    """Users have some services of their own, call some of them much more often than others, and most from home."""
     rng = random.Random(2026)
     end = int(time.time() * 1000) - 60_000
     kinds = [RequestKind.SYNC] * 6 + [RequestKind.ASYNC] * 3 + [RequestKind.EXPOSED]
+    favourites = [[rng.randrange(services) for _ in range(FAVOURITES)] for _ in range(USERS)]
+    for number in range(min(services, USERS * FAVOURITES)):  # so that each is called
+        favourites[number % USERS][number // USERS] = number
     for _ in range(count):
         user = rng.randrange(USERS)
-        home = COUNTRIES[user % len(COUNTRIES)]
+        home, abroad = COUNTRIES[user % len(COUNTRIES)], COUNTRIES[(user + 7) % len(COUNTRIES)]
         yield RequestRecord(
             time=end - rng.randrange(DAYS * 86_400_000 - 3_600_000),
             kind=rng.choice(kinds),
             service_id="",
-            service=f"s{int(services * rng.random() ** 3)}",
+            service=f"s{favourites[user][int(FAVOURITES * rng.random() ** 2)]}",
             owner="cluster_admin",
             user=f"user-{user}",
             status=200 if rng.random() < 0.97 else 404,
             duration=1000,
-            origin=Origin("oidc", "192.0.2.1", home if rng.random() < 0.95 else rng.choice(COUNTRIES)),
+            origin=Origin("oidc", "192.0.2.1", home if rng.random() < 0.95 else abroad),
         )
 
 

@@ -186,7 +186,7 @@ def pieces(range_: Range) -> tuple[list[Range], list[tuple[int, Range]]]:
     return read, [(span, piece) for span, piece in counted if piece.start < piece.end]
 
 
-def _counted(range_: Range, service: str | None) -> sa.Select[Any]:
+def _counted(range_: Range, service: str | None) -> sa.CompoundSelect[Any]:
     """Service, owner, kind, user, entrance, country and number of the requests in a range."""
     read, counted = pieces(range_)
     parts: list[Any] = []
@@ -223,8 +223,5 @@ def _counted(range_: Range, service: str | None) -> sa.Select[Any]:
 
     parts += [records(piece, requests.c.id <= _rolled()) for piece in read]
     parts.append(records(range_, requests.c.id > _rolled()))
-    together = sa.union_all(*parts).subquery()
-    dimensions = [together.c[name] for name in _DIMENSIONS]
-    return sa.select(*dimensions, sa.cast(sa.func.sum(together.c.number), sa.BigInteger)).group_by(
-        *dimensions
-    )
+    # Not grouped once more by six texts, which costs more than all before: who adds up takes what is alike twice too.
+    return sa.union_all(*parts)
