@@ -65,6 +65,10 @@ def trim(copy: Path, *, objects: bool) -> Contents:
         target.execute("DELETE FROM parts")
         target.execute("DELETE FROM uploads")
         target.execute("UPDATE bucket_usage SET pending = 0")
+        # Which server had it: the next one has a folder, and perhaps a key, of its own.
+        target.execute("DELETE FROM servers")
+        target.execute("DELETE FROM meta WHERE key IN ('blobs', 'server.check')")
+        target.execute("UPDATE jobs SET place = ''")
         if not objects:
             target.execute("DELETE FROM objects")
             target.execute("DELETE FROM bucket_usage")
