@@ -16,7 +16,7 @@ from tests.cluster.addons import contour, in_order, kwok, minio
 from tests.cluster.cluster import Cluster, until
 from tests.cluster.test_core import pod, run
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tests.cluster import cluster, images, keeper, parts, pki
 from tests.cluster.cluster import Cluster, until
 from tests.cluster.place import Place
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(900)]
 
 SPREAD = """
 for interface in /sys/class/net/*; do echo "link ${interface##*/}"; done

@@ -23,7 +23,7 @@ from tests.cluster.cluster import Cluster
 from tests.computing import Machine
 from tests.invoking import Street
 
-REAL = pytest.param("kubernetes", marks=[pytest.mark.real, pytest.mark.timeout(900)])
+REAL = pytest.param("kubernetes", marks=[pytest.mark.real, pytest.mark.long, pytest.mark.timeout(900)])
 CONTAINERS = [pytest.param(name, marks=pytest.mark.containers) for name in ("podman", "docker")]
 
 

@@ -23,7 +23,7 @@ from tests import computing
 from tests.cluster.cluster import Cluster
 from tests.computing import BUCKET, Machine, Server
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(600)]
 
 Scenario = Callable[[Server, KubernetesCompute], Awaitable[None]]
 OWNER = "ann@example.org"

@@ -129,7 +129,9 @@ def test_files_of_any_size_with_their_metadata(target: Target, tmp_path: Path, s
     source.write_bytes(os.urandom(size))
 
     async def act(store: S3Store) -> None:
-        await store.upload(BUCKET, "sized", source, content_type="image/png", producer=Producer(f"job-{size}", 11))
+        await store.upload(
+            BUCKET, "sized", source, content_type="image/png", producer=Producer(f"job-{size}", 11)
+        )
         assert (await store.download(BUCKET, "sized", copy)).size == size
 
     run(target, act)
