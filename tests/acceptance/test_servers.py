@@ -137,6 +137,8 @@ def test_volumes_are_refused_where_several_machines_work(pair: Pair) -> None:
 def test_a_server_with_another_key_is_refused(pair: Pair, tmp_path: Path) -> None:
     wrong = [({"OSCAR_SECRET_KEY": "another"}, "OSCAR_SECRET_KEY")]
     for settings, words in wrong:
-        third = Server(tmp_path / "data-3", {**pair.two.settings, "OSCAR_SERVICE_PORT": "0", **settings})
+        # With an address of its own: at the other's it would seem to answer.
+        own = {"OSCAR_SERVICE_PORT": "0", "OSCAR_URL": ""}
+        third = Server(tmp_path / "data-3", {**pair.two.settings, **own, **settings})
         with pytest.raises(RuntimeError, match=words):
             third.start()
