@@ -1,50 +1,67 @@
-"""Passing a request on to another of our servers, which asks itself who calls. Called by `api.jobs` for logs."""
+"""Asking another of our servers for what only it has; it asks itself who calls. Called by `api.jobs` for logs."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import httpx2
 from fastapi import Request
-from starlette.responses import Response, StreamingResponse
 
-from oscar.core.peers import FORWARDED
-from oscar.errors import Unavailable
+from oscar.compute.base import LogLine
+from oscar.core import peers
+from oscar.core.platform import Platform
+from oscar.errors import RunNotFound, Unavailable
+from oscar.model.job import Job
 
 _CONNECT_S = 5.0
-_PASSED = ("content-type", "cache-control", "x-accel-buffering")
 
 
-async def forward(request: Request, peer: str) -> Response:
-    """Its answer to the same GET, as it comes.
+def asking(request: Request, p: Platform) -> Callable[[Job], AsyncIterator[LogLine]] | None:
+    """What asks the server that has a job for the lines that this request is for; None: one of ours asks already."""
+    if peers.FORWARDED in request.headers:
+        return None
+
+    async def ask(job: Job) -> AsyncIterator[LogLine]:
+        url = await peers.elsewhere(p, job)
+        if url is not None:
+            async for line in _lines(request, url):
+                yield line
+
+    return ask
+
+
+async def _lines(request: Request, peer: str) -> AsyncIterator[LogLine]:
+    """The peer's lines of the same log, as they come.
 
     Raises:
-        Unavailable: it does not answer.
+        RunNotFound: the job is there no more.
+        Unavailable: it does not answer, or stopped in the middle.
     """
-    headers = {
-        name: request.headers[name] for name in ("authorization", "accept") if name in request.headers
-    } | {FORWARDED: "1"}
+    headers = {peers.FORWARDED: "1"}
+    if "authorization" in request.headers:
+        headers["authorization"] = request.headers["authorization"]
     url = f"{peer.rstrip('/')}{request.url.path}"
+    params = dict(request.query_params) | {"timestamps": "true"}
     # No limit for reading: a log that is followed may be silent for hours.
+    timeout = httpx2.Timeout(None, connect=_CONNECT_S)
     # Reading the trusted certificates takes 10 ms, which a plain connection can spare.
     verify = peer.startswith("https:")
-    client = httpx2.AsyncClient(verify=verify, timeout=httpx2.Timeout(None, connect=_CONNECT_S))
     try:
-        sent = client.build_request("GET", url, params=str(request.query_params), headers=headers)
-        answer = await client.send(sent, stream=True)
+        async with (
+            httpx2.AsyncClient(verify=verify, timeout=timeout) as client,
+            client.stream("GET", url, params=params, headers=headers) as answer,
+        ):
+            if answer.status_code == httpx2.codes.NOT_FOUND:
+                raise RunNotFound("The job is not at the server that had it")
+            if not answer.is_success:
+                raise Unavailable(f"The server that has the log answered {answer.status_code}")
+            # Not `aiter_lines`, for which a carriage return ends a line.
+            rest = b""
+            async for piece in answer.aiter_bytes():
+                *whole, rest = (rest + piece).split(b"\n")
+                for line in whole:
+                    yield LogLine.read(line.decode(errors="replace"))
     except httpx2.HTTPError as error:
-        await client.aclose()
         raise Unavailable(
             f"The server that has the log does not answer: {error}", headers={"Retry-After": "30"}
         ) from error
-
-    async def body() -> AsyncIterator[bytes]:
-        try:
-            async for piece in answer.aiter_raw():
-                yield piece
-        finally:
-            await answer.aclose()
-            await client.aclose()
-
-    passed = {name: answer.headers[name] for name in _PASSED if name in answer.headers}
-    return StreamingResponse(body(), status_code=answer.status_code, headers=passed)

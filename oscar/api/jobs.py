@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from oscar.api.answers import Accepted, JobDetails, JobsPage, shaped
 from oscar.api.deps import C, Owner, P, get_caller, get_incoming, get_platform, problems, read_body
-from oscar.api.forward import forward
+from oscar.api.forward import asking
 from oscar.compute.base import LogLine
 from oscar.core import jobs, peers
 from oscar.core.platform import Platform
@@ -220,10 +220,11 @@ async def job_logs(
     follow: Annotated[bool, Query(description="Go on until the job has ended")] = False,
 ) -> Response:
     job = await jobs.find(p, caller, serviceName, jobName, owner=owner)
-    if peers.FORWARDED not in request.headers and (peer := await peers.elsewhere(p, job)):
-        return await forward(request, peer)
-    lines = jobs.logs(p, job, follow=follow, tail=tail)
-    if not follow:
+    lines = jobs.logs(p, job, follow=follow, tail=tail, ask=asking(request, p))
+    if follow:
+        # Whose server is away is told so now; a first line may be long in coming.
+        await peers.elsewhere(p, job)
+    else:
         lines = await _begun(lines)
     if "text/event-stream" in request.headers.get("accept", ""):
         return StreamingResponse(

@@ -86,6 +86,12 @@ class LogLine:
     time: str
     text: str
 
+    @classmethod
+    def read(cls, shown: str) -> LogLine:
+        """A line as the API shows it with `timestamps`."""
+        time, _, text = shown.partition(" ")
+        return cls(time, text)
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -442,41 +442,56 @@ async def remove(p: Platform, job_ids: list[str]) -> None:
 
 
 async def logs(
-    p: Platform, job: Job, *, follow: bool = False, tail: int | None = None
+    p: Platform,
+    job: Job,
+    *,
+    follow: bool = False,
+    tail: int | None = None,
+    ask: Callable[[Job], AsyncIterator[LogLine]] | None = None,
 ) -> AsyncIterator[LogLine]:
     """The job's log, all its attempts in a row; with `follow` until the job has ended.
 
-    That of a delegated job is on its member.
+    That of a delegated job is on its member; what ran at another of our servers is there.
+
+    Args:
+        p: the platform.
+        job: the job.
+        follow: go on until its end, wherever it is started meanwhile.
+        tail: only so many lines.
+        ask: asks the server where the job is for its lines; without it those are left out.
     """
     attempt = 1
     while True:
-        if (elsewhere := await _elsewhere(p, job)) is not None:
+        if (member := await _elsewhere(p, job)) is not None:
             with contextlib.suppress(RunNotFound):
-                async for line in remote.Remote(p).logs(*elsewhere, job, follow=follow, tail=tail):
+                async for line in remote.Remote(p).logs(*member, job, follow=follow, tail=tail):
                     yield line
             return
-        latest = attempt >= job.attempt
-        if attempt <= job.attempt:
+        while attempt <= job.attempt:
+            latest = attempt == job.attempt
+            here = not latest or job.place in {"", p.place}
             try:
                 # Of many attempts only the last has a tail worth the name.
-                if tail is None or latest:
-                    lines = p.compute.logs(run_name(job.id, attempt), follow=follow and latest, tail=tail)
-                    async for line in lines:
+                if here and (tail is None or latest):
+                    run = run_name(job.id, attempt)
+                    async for line in p.compute.logs(run, follow=follow and latest, tail=tail):
+                        yield line
+                elif not here and ask is not None:
+                    async for line in ask(job):
                         yield line
             except RunNotFound:
                 if follow and latest and job.state not in FINAL:
-                    await asyncio.sleep(0.2)
-                    attempt -= 1
+                    break
             attempt += 1
-            if attempt <= job.attempt:
-                continue
         if not follow:
             return
         fresh = await p.jobs.get(job.id)
         if fresh is None or (fresh.state in FINAL and attempt > fresh.attempt):
             return
-        if attempt > fresh.attempt:
-            await _news(p, fresh)
+        if fresh.attempt == job.attempt and fresh.state not in FINAL:
+            # A run that the engine doesn't know yet will be there in a moment.
+            await _news(p, fresh, 0.5 if attempt > fresh.attempt else 0.2)
+            fresh = await p.jobs.get(job.id) or fresh
         job = fresh
 
 
@@ -491,10 +506,10 @@ async def _elsewhere(p: Platform, job: Job) -> tuple[remote.Target, Known] | Non
     return (remote.Target.read(given.access), known) if known else None
 
 
-async def _news(p: Platform, job: Job) -> None:
+async def _news(p: Platform, job: Job, seconds: float) -> None:
     event = p.signals.watch(job.id)
     try:
-        await _heard(event, 0.5)
+        await _heard(event, seconds)
     finally:
         p.signals.unwatch(job.id, event)
 

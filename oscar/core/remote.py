@@ -237,14 +237,14 @@ class Remote:
                     lambda client: client.logs(service, job.id, timestamps=True, tail=tail),
                 )
                 for line in text.splitlines():
-                    yield _line(line)
+                    yield LogLine.read(line)
                 return
             async for bearer in self.credentials(target, known, job.id):
                 client = self._p.members.client(target.access, bearer)
                 try:
                     async for item in client.follow(service, job.id, timestamps=True, tail=tail):
                         if isinstance(item, str):
-                            yield _line(item)
+                            yield LogLine.read(item)
                 except Unauthorized:
                     continue
                 return
@@ -365,8 +365,3 @@ async def _listed(client: Client, service: str, job_id: str) -> RemoteJob:
                 finish_time=summary.finish_time,
             )
     raise JobNotFound(f'there is no job "{job_id}"')
-
-
-def _line(text: str) -> LogLine:
-    time, _, words = text.partition(" ")
-    return LogLine(time, words)

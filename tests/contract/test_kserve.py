@@ -12,6 +12,7 @@ from oscar.compute.kubernetes.cluster import Cluster
 from oscar.compute.kubernetes.kinds import INFERENCE_SERVICE, LLM_SERVICE
 from oscar.errors import Unsupported
 from oscar.model.service import Service
+from tests.cluster.cluster import Cluster as RealCluster
 from tests.pods import Site
 
 pytestmark = pytest.mark.real
@@ -31,7 +32,9 @@ def service(block: dict[str, Any] | None) -> Service:
     )
 
 
-def test_its_objects_are_taken_and_follow_the_definition(site: Site) -> None:
+def test_its_objects_are_taken_and_follow_the_definition(kubernetes: RealCluster, site: Site) -> None:
+    kubernetes.add("kserve")
+
     async def scenario(cluster: Cluster) -> None:
         models = kserve.Models(cluster, site.names)
         with pytest.raises(Unsupported):
