@@ -66,7 +66,8 @@ def figures_of(status: Mapping[str, Any], jobs: Mapping[str, Any], *, latency: f
     cluster = _map(status.get("cluster"))
     metrics = _map(cluster.get("metrics"))
     cpu, memory = _map(metrics.get("cpu")), _map(metrics.get("memory"))
-    nodes = [_map(node) for node in cluster.get("nodes") or ()]
+    told = cluster.get("nodes")
+    nodes = [_map(node) for node in told] if isinstance(told, list) else []
     cpu_free = _first(cpu, "total_schedulable_cores", "total_free_cores", "total_free")
     memory_free = _first(memory, "total_schedulable_bytes", "total_free_bytes")
     infos = [_map(info) for info in _map(jobs.get("jobs")).values()]
@@ -85,7 +86,7 @@ def figures_of(status: Mapping[str, Any], jobs: Mapping[str, Any], *, latency: f
         memory_free=memory_free,
         memory_largest=_first(memory, "max_schedulable_on_node_bytes", "max_free_on_node_bytes"),
         mean_time=sum(times) / len(times) if times else 0.0,
-        pending=sum(info.get("status") in {"Pending", "Suspended"} for info in infos),
+        pending=sum(info.get("status") in ("Pending", "Suspended") for info in infos),  # noqa: PLR6201 - may be unhashable
     )
 
 

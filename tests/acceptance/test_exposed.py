@@ -568,15 +568,17 @@ def test_no_request_is_dropped_by_a_new_definition(web: Web) -> None:
     askers = [threading.Thread(target=ask) for _ in range(4)]
     for asker in askers:
         asker.start()
-    for words in ("two", "three"):
-        web.apply("roll", environment={"variables": {"WORDS": words}})
-        deadline = time.monotonic() + 60
-        while words not in answers[-4:]:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    over.set()
-    for asker in askers:
-        asker.join()
+    try:
+        for words in ("two", "three"):
+            web.apply("roll", environment={"variables": {"WORDS": words}})
+            deadline = time.monotonic() + 60
+            while words not in answers[-4:]:
+                assert time.monotonic() < deadline, (words, answers[-4:], failures, web.state("roll"))
+                time.sleep(0.01)
+    finally:
+        over.set()
+        for asker in askers:
+            asker.join()
     assert failures == []
     assert {"one", "two", "three"} <= set(answers)
     web.remove("roll")

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oscar.model.delegation import (
@@ -180,6 +180,8 @@ def test_defect_13_jobs_are_read_as_the_api_answers() -> None:
         ),
     )
 )
+@example({"cluster": {"nodes": 1}})
+@example({"cluster": {"nodes": {"one": 1}}, "jobs": {"one": {"status": []}}})
 def test_any_answer_gives_figures(answer: Any) -> None:
     whole = answer if isinstance(answer, dict) else {"cluster": answer}
     assert isinstance(figures_of(whole, whole, latency=0.0), Figures)
