@@ -86,7 +86,7 @@ def figures_of(status: Mapping[str, Any], jobs: Mapping[str, Any], *, latency: f
         memory_free=memory_free,
         memory_largest=_first(memory, "max_schedulable_on_node_bytes", "max_free_on_node_bytes"),
         mean_time=sum(times) / len(times) if times else 0.0,
-        pending=sum(info.get("status") in ("Pending", "Suspended") for info in infos),  # noqa: PLR6201 - may be unhashable
+        pending=sum(info.get("status") in ("Pending", "Suspended") for info in infos),
     )
 
 
