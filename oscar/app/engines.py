@@ -119,7 +119,7 @@ async def _local(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
         recheck=lambda: recheck(engine, place),
         images=settings.volume_images,
         own_store=lambda service: ground.own_store(service.owner),
-        reach=reach_of([*settings.storage_hosts, urlsplit(settings.minio_endpoint).hostname or ""]),
+        reach=reach_of(_private_hosts(settings)),
         limits=Limits(
             queue=settings.worker_queue,
             wait=settings.worker_wait,
@@ -137,6 +137,12 @@ async def _local(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
     return Engine(
         compute=local, invokes=local, holds=local, exposes=exposes, measures=(local, exposes), bound=True
     )
+
+
+def _private_hosts(settings: Settings) -> tuple[str, ...]:
+    """Hosts that stores of users' services may have although their addresses are private."""
+    own = urlsplit(settings.minio_endpoint).hostname
+    return (*settings.storage_hosts, *((own,) if own else ()))
 
 
 async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
@@ -173,17 +179,20 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
     staging = Staging(settings.image)
     bucket = installation_bucket(ground.installation)
     folder = settings.data / "kubernetes"
+    hosts = _private_hosts(settings)
     cluster = Cluster(config(settings.kubeconfig))
     tenancy = Tenancy(cluster, names, ground.limits, settings.namespace)
     launcher = Launcher(
         cluster,
         names,
         tenancy,
-        Wares(ground.objects, bucket, folder, own_store),
+        Wares(ground.objects, bucket, folder, own_store, hosts),
         staging,
         scheduler="yunikorn" if settings.yunikorn else "",
     )
-    sidecar = Sidecar(settings.image, grace=settings.read_timeout + 30, verify=settings.minio_tls_verify)
+    sidecar = Sidecar(
+        settings.image, grace=settings.read_timeout + 30, verify=settings.minio_tls_verify, hosts=hosts
+    )
     limits = Limits(
         queue=settings.worker_queue,
         wait=settings.worker_wait,

@@ -48,6 +48,8 @@ class Order(BaseModel):
     """With the keys of its providers, without its script."""
     own: MinIOProvider
     """The platform's own store with the keys of the run's user."""
+    hosts: tuple[str, ...] = ()
+    """Which may have private addresses, as stores of users' services; see `objects.reach`."""
     marker: Marker | None = None
     payload_url: str = ""
     """Where the payload is when it is too large to lie beside the order."""

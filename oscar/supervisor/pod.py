@@ -20,14 +20,15 @@ from typing import Any
 
 import httpx2
 
-from oscar.errors import BadRequest, BucketNotFound, ObjectNotFound, OscarError, QuotaExceeded, StorageError
-from oscar.model.job import Trouble
+from oscar.errors import OscarError, StorageError
+from oscar.model.job import Trouble, trouble_of
 from oscar.model.object import Producer
 from oscar.model.service import Service
+from oscar.objects.reach import reach_of
 from oscar.objects.s3 import S3Store
 from oscar.supervisor.order import PAYLOAD, SCRIPT, Order, Report, read_order
 from oscar.supervisor.plan import Plan, function_config, plan
-from oscar.supervisor.providers import Providers
+from oscar.supervisor.providers import Clients, Providers
 from oscar.supervisor.stage import stage_in, stage_out
 
 ROOT = Path("/oscar")
@@ -80,6 +81,8 @@ def main(step: str, *, root: Path = ROOT, folder: Path = ORDER_FOLDER, message: 
         report = Report()
     except asyncio.CancelledError:
         report = Report(trouble=Trouble.OUR, message="staging was stopped")
+    except StartedTwice as error:
+        report = Report(trouble=Trouble.LOST, message=error.message)
     except OscarError as error:
         report = Report(trouble=trouble_of(error), message=error.message)
     except OSError as error:
@@ -87,17 +90,6 @@ def main(step: str, *, root: Path = ROOT, folder: Path = ORDER_FOLDER, message: 
     report.lines = voice.lines
     message.write_text(report.as_message())
     return 1 if report.trouble else 0
-
-
-def trouble_of(error: OscarError) -> Trouble:
-    """What an error makes of the run; as `compute.base.trouble_of`, which this program does not have."""
-    if isinstance(error, StartedTwice):
-        return Trouble.LOST
-    if isinstance(error, QuotaExceeded):
-        return Trouble.QUOTA
-    if isinstance(error, BadRequest | ObjectNotFound | BucketNotFound):
-        return Trouble.REFUSED
-    return Trouble.OUR
 
 
 async def _until_told(work: Coroutine[Any, Any, None]) -> None:
@@ -165,11 +157,11 @@ async def _providers(order: Order) -> AsyncIterator[Providers]:
         order.own.region,
         verify=order.own.verify,
     )
-    providers = Providers(order.service, own)
+    clients = Clients(reach_of(order.hosts))
     try:
-        yield providers
+        yield Providers(order.service, own, clients)
     finally:
-        await providers.close()
+        await clients.close()
         await own.close()
 
 

@@ -18,7 +18,7 @@ import hmac
 import json
 import signal
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -37,6 +37,7 @@ from oscar.errors import (
     Unauthorized,
 )
 from oscar.model.service import Service
+from oscar.objects.reach import reach_of
 from oscar.objects.s3 import S3Store
 from oscar.supervisor import wire
 from oscar.supervisor.call import Call
@@ -104,7 +105,14 @@ class Sidecar:
     """One worker; `serve` until it is drained."""
 
     def __init__(
-        self, folder: Path, service: Service, key: bytes, *, log_limit: int, cache: Path | None = None
+        self,
+        folder: Path,
+        service: Service,
+        key: bytes,
+        *,
+        log_limit: int,
+        cache: Path | None = None,
+        hosts: Sequence[str] = (),
     ) -> None:
         """Make it inside the event loop.
 
@@ -114,6 +122,7 @@ class Sidecar:
             key: 32 bytes that the server has too.
             log_limit: bytes of a script's output that are kept.
             cache: of the service's mount; what is written there is stored before a call is answered.
+            hosts: which may have private addresses, as stores of users' services.
         """
         self._folder = folder
         self._cache = cache
@@ -122,7 +131,7 @@ class Sidecar:
         self._bearer = f"Bearer {wire.token(key)}"
         self._log_limit = log_limit
         self._host = socket.gethostname()
-        self._clients = Clients()
+        self._clients = Clients(reach_of(hosts))
         self._state = State.STARTING
         self._draining = False
         self._lost = False
@@ -380,7 +389,9 @@ def _error(error: OscarError, *, spent: bool = False) -> Said:
     return Said(error.status, wire.of_error(error), {wire.SPENT: "1"} if spent else {})
 
 
-async def run(folder: Path, config: Path, port: int, log_limit: int, cache: Path | None) -> None:
+async def run(
+    folder: Path, config: Path, port: int, log_limit: int, cache: Path | None, hosts: Sequence[str]
+) -> None:
     """Serve until SIGTERM.
 
     Args:
@@ -389,9 +400,11 @@ async def run(folder: Path, config: Path, port: int, log_limit: int, cache: Path
         port: to listen on, at all addresses of the pod.
         log_limit: bytes of a script's output that are kept.
         cache: of the service's mount, if it has one.
+        hosts: which may have private addresses, as stores of users' services.
     """
     service = Service.model_validate(json.loads((config / "service.json").read_bytes()))
-    sidecar = Sidecar(folder, service, (config / "key").read_bytes(), log_limit=log_limit, cache=cache)
+    key = (config / "key").read_bytes()
+    sidecar = Sidecar(folder, service, key, log_limit=log_limit, cache=cache, hosts=hosts)
     listener = socket.create_server(("", port))
     draining: list[asyncio.Task[None]] = []
     loop = asyncio.get_running_loop()
@@ -407,7 +420,17 @@ def main(words: list[str]) -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--log-limit", type=int, required=True)
     parser.add_argument("--mount-cache", type=Path)
+    parser.add_argument("--private-host", action="append", default=[])
     given = parser.parse_args(words)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(given.folder, given.config, given.port, given.log_limit, given.mount_cache))
+        runner.run(
+            run(
+                given.folder,
+                given.config,
+                given.port,
+                given.log_limit,
+                given.mount_cache,
+                given.private_host,
+            )
+        )
     return 0

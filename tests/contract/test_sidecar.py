@@ -19,7 +19,7 @@ from oscar.compute.kubernetes import worker_manifests
 from oscar.compute.kubernetes.sidecar import Heard, Line, NotTaken
 from oscar.compute.local.engine import Mount, Sandbox
 from oscar.compute.local.processes import Processes
-from oscar.errors import BadRequest, EngineError, InvocationTimeout, Unauthorized
+from oscar.errors import BadRequest, EngineError, InvocationTimeout, StorageError, Unauthorized
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.s3 import S3Store
@@ -41,6 +41,7 @@ class Pod:
     process: subprocess.Popen[bytes] | None = None
     name: str = "w-user"
     lines: list[Line] = field(default_factory=list)
+    hosts: tuple[str, ...] = ()
 
     async def start(self) -> None:
         kit = worker_manifests.kit_of(self.service, "here", worker_manifests.Sidecar("none"))
@@ -59,6 +60,7 @@ class Pod:
                 f"--config={self.folder / 'files'}",
                 f"--port={self.port}",
                 "--log-limit=1000000",
+                *(f"--private-host={host}" for host in self.hosts),
             ],
         )
         await self.start_user()
@@ -119,7 +121,9 @@ class Pod:
             self.process.wait()
 
 
-def live(tmp_path: Path, script: str, scenario: Callable[[Pod], Awaitable[None]], **fields: Any) -> None:
+def live(
+    tmp_path: Path, script: str, scenario: Callable[[Pod], Awaitable[None]], *hosts: str, **fields: Any
+) -> None:
     async def run() -> None:
         engine = Processes(tmp_path / "engine", installation="test")
         await engine.probe()
@@ -129,7 +133,7 @@ def live(tmp_path: Path, script: str, scenario: Callable[[Pod], Awaitable[None]]
         service = Service(
             **{"name": "hello", "owner": "somebody", "image": "none", "script": script, **fields}
         )
-        pod = Pod(tmp_path, engine, service)
+        pod = Pod(tmp_path, engine, service, hosts=hosts)
         try:
             await pod.start()
             await scenario(pod)
@@ -319,4 +323,35 @@ def test_inputs_and_outputs_by_the_keys_of_the_call(tmp_path: Path) -> None:
             scenario,
             input=[{**place, "path": "private/in"}],
             output=[{**place, "path": "private/out"}],
+        )
+
+
+@pytest.mark.parametrize("hosts", [(), ("127.0.0.1",)], ids=["private", "allowed"])
+def test_stores_of_users_are_reached_where_the_sidecar_was_told(
+    tmp_path: Path, hosts: tuple[str, ...]
+) -> None:
+    with s3_server.running(tmp_path) as server:
+        keys = s3_server.ALICE
+        far = {"endpoint": server.endpoint, "access_key": keys.access_key, "secret_key": keys.secret_key}
+
+        async def scenario(pod: Pod) -> None:
+            stores = wire.Stores(MinIOProvider.model_validate(far), pod.service.storage_providers)
+            heard = await pod.call(stores=stores)
+            if hosts:
+                assert (heard.status, heard.headers[wire.EXIT]) == (200, "0")
+                store = S3Store(server.endpoint, keys.access_key, keys.secret_key)
+                await store.download("private", "out/x", tmp_path / "x")
+                await store.close()
+            else:
+                error = wire.to_error(heard.body)
+                assert isinstance(error, StorageError)
+                assert "the host 127.0.0.1 has a private address" in error.message
+
+        live(
+            tmp_path,
+            'echo y > "$TMP_OUTPUT_DIR/x"',
+            scenario,
+            *hosts,
+            storage_providers={"minio": {"far": far}},
+            output=[{"storage_provider": "minio.far", "path": "private/out"}],
         )

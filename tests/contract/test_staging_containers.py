@@ -18,6 +18,7 @@ import pytest
 from oscar.model.job import Trouble
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
+from oscar.model.user import ADMIN
 from oscar.objects.s3 import S3Store
 from oscar.supervisor.order import LONGEST_REPORT, Marker, Order, Report, report_of
 from tests import s3_server
@@ -135,6 +136,35 @@ def test_inputs_come_and_results_go(pod: Pod) -> None:
     code, report = pod.step("out")
     assert (code, report.trouble) == (0, None)
     assert get(pod, "out/result.txt") == b"x" * 3_000_000
+
+
+def test_stores_of_users_are_reached_where_the_order_says(pod: Pod, server: s3_server.Server) -> None:
+    keys = s3_server.ALICE
+    far = {"endpoint": server.endpoint, "access_key": keys.access_key, "secret_key": keys.secret_key}
+
+    def stored(owner: str, *hosts: str) -> tuple[int, Report]:
+        told = Order.model_validate_json((pod.folder / "order/order").read_bytes())
+        definition = told.service.model_dump() | {
+            "owner": owner,
+            "storage_providers": {"minio": {"far": far}},
+            "output": [{"storage_provider": "minio.far", "path": f"{BUCKET}/far"}],
+        }
+        service = Service.model_validate(definition)
+        told = told.model_copy(update={"service": service, "hosts": hosts})
+        (pod.folder / "order/order").write_bytes(told.as_file())
+        return pod.step("out")
+
+    pod.order(b"{}")
+    assert pod.step("in")[0] == 0
+    (pod.root / "work/out/x").write_text("x")
+    code, report = stored("somebody")
+    assert (code, report.trouble) == (1, Trouble.OUR)
+    assert "the host 127.0.0.1 has a private address" in report.message
+    assert stored("somebody", "other.example.org")[0] == 1
+    assert stored("somebody", "127.0.0.1")[0] == 0
+    assert get(pod, "far/x") == b"x"
+    # The administrator's own may be anywhere.
+    assert stored(ADMIN)[0] == 0
 
 
 def record(place: str) -> dict[str, Any]:

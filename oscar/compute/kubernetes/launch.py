@@ -51,6 +51,8 @@ class Wares:
     """For files in passing."""
     keys: Callable[[str], Awaitable[MinIOProvider]]
     """By a user's name: the own store as pods reach it, with his keys."""
+    hosts: tuple[str, ...] = ()
+    """Which stores of users' services may have private addresses."""
 
 
 class Launcher:
@@ -195,6 +197,7 @@ class Launcher:
             hops=run.hops,
             service=without_users_secrets(run.service),
             own=await self._wares.keys(user),
+            hosts=self._wares.hosts,
             marker=await self._mark(run.name),
             payload_url=urls.get("payload", ""),
             script_url=urls.get("script", ""),

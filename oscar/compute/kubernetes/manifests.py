@@ -180,26 +180,30 @@ def pod_spec(run: Run, place: Place, files: Files, environment: Mapping[str, str
 
 
 def staging_container(name: str, step: str, staging: Staging) -> Body:
-    """A container of ours. It is root, without root's other powers, to read what the user of any image wrote."""
+    """The container that does a step of staging."""
     return {
         "name": name,
         "image": staging.image,
         "command": ["python3", "-m", "oscar.supervisor", step],
         "env": [{"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}],
-        "resources": {
-            "requests": {"cpu": staging.cpu, "memory": staging.memory},
-            "limits": {"memory": staging.memory_limit},
-        },
+        **of_ours(staging.cpu, staging.memory, staging.memory_limit),
+        "volumeMounts": [
+            {"name": "run", "mountPath": ROOT},
+            {"name": "order", "mountPath": ORDER_FOLDER, "readOnly": True},
+        ],
+    }
+
+
+def of_ours(cpu: str, memory: str, memory_limit: str) -> Body:
+    """What a container of ours takes and may: it is root, without root's other powers, to read what any user wrote."""
+    return {
+        "resources": {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory_limit}},
         "securityContext": {
             "runAsUser": 0,
             "runAsGroup": 0,
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"], "add": ["DAC_OVERRIDE", "FOWNER"]},
         },
-        "volumeMounts": [
-            {"name": "run", "mountPath": ROOT},
-            {"name": "order", "mountPath": ORDER_FOLDER, "readOnly": True},
-        ],
     }
 
 

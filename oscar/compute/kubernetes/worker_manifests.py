@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources as package
@@ -16,7 +17,7 @@ from typing import Any
 
 from oscar.compute.kubernetes.attachments import CACHE, CACHE_AT, attached
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, SECRET
-from oscar.compute.kubernetes.manifests import pull_secrets, resources, security
+from oscar.compute.kubernetes.manifests import of_ours, pull_secrets, resources, security
 from oscar.compute.kubernetes.names import DEFINITION, Names, service_object
 from oscar.model.secrets import without_secrets
 from oscar.model.service import Service
@@ -41,7 +42,7 @@ CONFIG = "/oscar/config"
 _OURS = "/run/oscar"
 _SERVE = f"""\
 trap 'kill -TERM $child' TERM
-python3 -m oscar.supervisor serve --folder={SHARED} --config={_OURS} --port={PORT} --log-limit={{log_limit}}{{mount}} &
+python3 -m oscar.supervisor serve --folder={SHARED} --config={_OURS} --port={PORT} --log-limit={{log_limit}}{{more}} &
 child=$!
 wait $child
 wait $child"""
@@ -82,6 +83,8 @@ class Sidecar:
     """Seconds that a request under way gets when its pod is to end."""
     verify: bool = True
     """Whether the certificate of the platform's own store is checked."""
+    hosts: tuple[str, ...] = ()
+    """Which stores of users' services may have private addresses."""
 
 
 def kit_of(
@@ -96,7 +99,8 @@ def kit_of(
         mounted: variables of the service's mount.
     """
     keys = [(name, hashlib.sha256(value).hexdigest()) for name, value in sorted((mounted or {}).items())]
-    parts = [function_config(service), sorted(service_environment(service).items()), sidecar.image, keys]
+    variables = sorted(service_environment(service).items())
+    parts = [function_config(service), variables, sidecar.image, keys, sidecar.hosts]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return Kit(service, namespace, service.image, digest, mounted or {})
 
@@ -199,14 +203,17 @@ def _files_volume(name: str, secret: str, paths: tuple[str, ...], mode: int) -> 
 
 
 def sidecar_container(sidecar: Sidecar, *, mounts: bool) -> Body:
-    """Our container. It is root, without root's other powers, to read what the user of any image wrote.
+    """Our container.
 
     Args:
         sidecar: what it is.
         mounts: whether the service has a mount, whose files it waits for.
     """
     cache = [{"name": CACHE, "mountPath": CACHE_AT, "readOnly": True}] if mounts else []
-    serve = _SERVE.format(log_limit=sidecar.log_limit, mount=f" --mount-cache={CACHE_AT}" if mounts else "")
+    more = [f"--private-host={host}" for host in sidecar.hosts]
+    if mounts:
+        more.append(f"--mount-cache={CACHE_AT}")
+    serve = _SERVE.format(log_limit=sidecar.log_limit, more="".join(f" {shlex.quote(word)}" for word in more))
     return {
         "name": SIDECAR,
         "image": sidecar.image,
@@ -217,16 +224,7 @@ def sidecar_container(sidecar: Sidecar, *, mounts: bool) -> Body:
             "periodSeconds": 5,
             "timeoutSeconds": 5,
         },
-        "resources": {
-            "requests": {"cpu": sidecar.cpu, "memory": sidecar.memory},
-            "limits": {"memory": sidecar.memory_limit},
-        },
-        "securityContext": {
-            "runAsUser": 0,
-            "runAsGroup": 0,
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"], "add": ["DAC_OVERRIDE", "FOWNER"]},
-        },
+        **of_ours(sidecar.cpu, sidecar.memory, sidecar.memory_limit),
         "volumeMounts": [
             {"name": "work", "mountPath": SHARED},
             {"name": "worker", "mountPath": _OURS, "readOnly": True},
