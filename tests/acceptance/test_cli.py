@@ -408,7 +408,8 @@ def test_interrupted(shell: Shell) -> None:
     shell.apply("cli-interrupt", "echo started; sleep 600")
     job = shell.ok("job", "submit", "cli-interrupt", "-i", "x").text.strip()
     follower = subprocess.Popen(
-        [sys.executable, "-m", "oscar", "logs", "-f", "cli-interrupt", job],
+        # As from a terminal, also where these tests were started with SIGINT ignored.
+        ["env", "--default-signal=INT", sys.executable, "-m", "oscar", "logs", "-f", "cli-interrupt", job],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=shell.environment,

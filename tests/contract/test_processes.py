@@ -153,16 +153,28 @@ def test_each_start_is_one_process_whenever_the_one_that_forks_keepers_dies(
     asyncio.run(scenario())
 
 
-def test_no_signal_is_ignored_inside(engine: Processes, tmp_path: Path) -> None:
-    wanted = sandbox(engine, tmp_path / "work", "grep SigIgn /proc/self/status > ignored")
+def test_no_signal_is_ignored_or_blocked_inside(engine: Processes, tmp_path: Path) -> None:
+    """However the server was started: `nohup`, and shells for what they put into the background, ignore some."""
+    ignored = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)
+    wanted = sandbox(engine, tmp_path / "work", "grep -E 'Sig(Ign|Blk)' /proc/self/status > signals")
 
     async def scenario() -> None:
         await engine.start(wanted)
         await engine.exit("one")
         await engine.remove("one")
 
-    asyncio.run(scenario())
-    assert int((tmp_path / "work" / "ignored").read_text().split()[1], 16) == 0
+    engine._keepers.close()  # the next one starts with what is ignored now
+    before = [signal.signal(number, signal.SIG_IGN) for number in ignored]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2))
+    try:
+        asyncio.run(scenario())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in zip(ignored, before, strict=True):
+            signal.signal(number, handler)
+    masks = (tmp_path / "work" / "signals").read_text().split()
+    assert masks[::2] == ["SigBlk:", "SigIgn:"]
+    assert [int(mask, 16) for mask in masks[1::2]] == [0, 0]
 
 
 def test_a_script_that_nests_folders_without_end_is_removed(engine: Processes, tmp_path: Path) -> None:

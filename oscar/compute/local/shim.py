@@ -136,9 +136,12 @@ def become(task: dict, output: int, status: int) -> None:  # type: ignore[type-a
     """In the child: turn into the command. Never returns."""
     try:
         os.setsid()
-        # Python ignores them, and what is ignored stays so over exec: `yes | head` would end with an error.
-        for ignored in (_signal.SIGPIPE, _signal.SIGXFSZ):
-            _signal.signal(ignored, _signal.SIG_DFL)
+        # What is ignored or blocked stays so over exec. Python ignores some, so that `yes | head` would end with an
+        # error; who started the server may have ignored or blocked any other.
+        for number in _signal.valid_signals():
+            if _signal.getsignal(number) == _signal.SIG_IGN:
+                _signal.signal(number, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         for cgroup in task["cgroups"]:
             write(cgroup + "/cgroup.procs", "0")
         # When the machine runs out of memory, this goes before the server.
