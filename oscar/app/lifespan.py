@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -152,28 +152,26 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             countries = Countries(opened.settings.country_database)
             figures = open_figures(opened.settings, opened.store, countries.of, engine.measures, stack)
             platform = _platform(opened, engine, oidc, countries, figures)
-            records = asyncio.create_task(platform.recorder.run(), name="request records")
-            stack.push_async_callback(_ended, records)
-            sums = asyncio.create_task(metrics.run(platform), name="metrics")
-            stack.push_async_callback(_ended, sums)
-            stack.push_async_callback(_ended, asyncio.create_task(platform.leader.run(), name="leading"))
+
+            def keep(work: Coroutine[Any, Any, None], name: str) -> None:
+                stack.push_async_callback(_ended, asyncio.create_task(work, name=name))
+
+            keep(platform.recorder.run(), "request records")
+            keep(metrics.run(platform), "metrics")
+            keep(platform.leader.run(), "leading")
             if platform.upkeep is not None:
-                kept = asyncio.create_task(sweep.keep(platform, platform.upkeep), name="upkeep")
-                stack.push_async_callback(_ended, kept)
+                keep(sweep.keep(platform, platform.upkeep), "upkeep")
             if opened.presence.alone:
                 # Before the first request: what is half-made now, nobody is making.
                 await volumes.reconcile(platform)
             if platform.place and not platform.single:
-                others = asyncio.create_task(peers.run(platform), name="peers")
-                stack.push_async_callback(_ended, others)
-            ports = asyncio.create_task(NodePorts(platform).run(), name="node ports")
-            stack.push_async_callback(_ended, ports)
+                keep(peers.run(platform), "peers")
+            keep(NodePorts(platform).run(), "node ports")
             app.state.platform = platform
             start.done()
             stack.push_async_callback(platform.members.close)
             stack.push_async_callback(platform.tokens.close)
-            federation = asyncio.create_task(Propagator(platform).run(), name="federation")
-            stack.push_async_callback(_ended, federation)
+            keep(Propagator(platform).run(), "federation")
             await _dispatch(platform, alone=opened.presence.alone)
 
 

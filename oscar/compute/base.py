@@ -14,7 +14,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from oscar.errors import BadRequest, BucketNotFound, ObjectNotFound, OscarError, QuotaExceeded
 from oscar.model.job import Trouble
 from oscar.model.node import Node
 from oscar.model.quota import Resources
@@ -455,15 +454,3 @@ class HasVolumes(Protocol):
         Raises:
             EngineError: there is none, or it can't be looked at.
         """
-
-
-def trouble_of(error: OscarError) -> Trouble:
-    """What an error makes of a run: whether a retry can help.
-
-    A store that says that there is no such object will say so again; one that can't be reached may be, later.
-    """
-    if isinstance(error, QuotaExceeded):
-        return Trouble.QUOTA
-    if isinstance(error, BadRequest | ObjectNotFound | BucketNotFound):
-        return Trouble.REFUSED
-    return Trouble.OUR

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Template
 
-from oscar.compute.base import Answer, Capacity, LogLine, Phase, Run, RunState, trouble_of
+from oscar.compute.base import Answer, Capacity, LogLine, Phase, Run, RunState
 from oscar.errors import ImageError, InvocationTimeout, OscarError, RunNotFound
-from oscar.model.job import Trouble
+from oscar.model.job import Trouble, trouble_of
 from oscar.model.object import Producer
 from oscar.model.service import Service
 from oscar.objects.base import ObjectStore

@@ -98,8 +98,6 @@ class Dispatcher:
         while True:
             wake.clear()
             await self._guarded(self._fill())
-            if self._delegator is not None and self._takes_no_more:
-                await self._guarded(self._delegator.relieve())
             await self._guarded(self._cancel())
             wait = await self._idle_time()
             # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with work.
@@ -122,17 +120,12 @@ class Dispatcher:
         # While that is so, a burst of new jobs costs no statements here; the end of one that runs wakes us.
         return len(self._held) >= self._p.settings.running_limit
 
-    @property
-    def _takes_no_more(self) -> bool:
-        """Whether no job can be started now: all places are taken, or the engine says so."""
-        pace = self._p.paces.pace() if self._p.paces else None
-        return self._full or (pace is not None and pace.room <= 0)
-
     async def _fill(self) -> None:
+        """Start jobs while there is a place and the engine would begin them; then others may be asked to take some."""
         while not self._full:
             pace = self._p.paces.pace() if self._p.paces else None
             if pace and pace.room <= 0:
-                return
+                break
             claimed = await self._p.jobs.claim(
                 self._id,
                 total=self._p.settings.running_limit,
@@ -153,6 +146,8 @@ class Dispatcher:
                 self._start(job)
             if not claimed:
                 return
+        if self._delegator is not None:
+            await self._delegator.relieve()
 
     def _start(self, job: Job) -> asyncio.Task[None]:
         self._held[job.run_name] = job

@@ -9,6 +9,7 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
+from oscar.errors import BadRequest, BucketNotFound, ObjectNotFound, OscarError, QuotaExceeded
 from oscar.model.request import Origin
 
 
@@ -101,6 +102,18 @@ class Trouble(StrEnum):
     QUOTA = "quota_exceeded"
     """Its results are more than a quota allows: no retry makes sense before somebody makes room."""
     CANCELLED = "cancelled"
+
+
+def trouble_of(error: OscarError) -> Trouble:
+    """What an error makes of a run: whether a retry can help.
+
+    A store that says that there is no such object will say so again; one that can't be reached may be, later.
+    """
+    if isinstance(error, QuotaExceeded):
+        return Trouble.QUOTA
+    if isinstance(error, BadRequest | ObjectNotFound | BucketNotFound):
+        return Trouble.REFUSED
+    return Trouble.OUR
 
 
 OUR_RETRIES = 3

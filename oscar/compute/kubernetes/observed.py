@@ -148,11 +148,6 @@ def reported_lines(pod: Body | None, container: str) -> list[tuple[str, str]] | 
     return report.lines if report else None
 
 
-def time_of(text: str | None) -> int | None:
-    """A time of the API (RFC 3339) in Unix milliseconds."""
-    return _time(text)
-
-
 # Why it failed.
 
 
@@ -298,6 +293,7 @@ def _ended_at(job: Body) -> int | None:
 
 
 def _time(text: str | None) -> int | None:
+    """A time of the API (RFC 3339) in Unix milliseconds."""
     if not text:
         return None
     return int(datetime.fromisoformat(text).astimezone(UTC).timestamp() * 1000)

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oscar import telemetry
-from oscar.compute.base import Phase, Run, RunState, trouble_of
+from oscar.compute.base import Phase, Run, RunState
 from oscar.compute.local.attachments import Attachments
 from oscar.compute.local.engine import Engine, Exit, Mount, Sandbox
 from oscar.compute.local.logs import Logs
 from oscar.compute.local.records import Asked, RunFolder, Started, boot_id
 from oscar.errors import EngineError, OscarError
-from oscar.model.job import Trouble
+from oscar.model.job import Trouble, trouble_of
 from oscar.model.object import Producer
 from oscar.model.resources import format_memory
 from oscar.supervisor.plan import Plan, function_config, plan
