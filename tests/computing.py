@@ -33,6 +33,7 @@ from oscar.model.quota import Limits
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import ObjectStore
+from oscar.objects.reach import Reach
 
 BUCKET = "private"
 
@@ -114,6 +115,8 @@ class Machine:
     cpu: str = "1"
     patience: float = 90
     """Seconds in which a run does what is expected of it."""
+    reach: Reach | None = None
+    """What stores of users may be connected to, by servers that are made from now on."""
 
     @property
     def is_real(self) -> bool:
@@ -206,9 +209,10 @@ def local(
                 await made.resume(facts)
             else:
                 await made.probe()
-        return LocalCompute(made, folder, store, chosen=True)
+        return LocalCompute(made, folder, store, chosen=True, reach=machine.reach)
 
-    return Machine(make, image, store, folder, engine, user_image)
+    machine = Machine(make, image, store, folder, engine, user_image)
+    return machine
 
 
 SERVER_IMAGE = os.environ.get("OSCAR_TEST_SERVER_IMAGE", "localhost/oscar-test/server:dev")

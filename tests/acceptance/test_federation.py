@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx2
 import pytest
+import requests
+from oscar_python.client import Client
 
 from tests import oidc
 from tests.acceptance.calls import at, client, create, ended, jobs, objects, put, submit
@@ -120,6 +122,32 @@ def test_a_star_has_copies_whose_results_come_home(world: World) -> None:
     assert body_of(a, "home", f"out/{at_b}") == b"from b"
     assert objects(b, "home") == ["in/y"]
     assert "begun" in a.get(f"/system/logs/home/{at_a}").text
+
+
+def test_the_public_python_client_changes_members(world: World) -> None:
+    world.make("by-client", "b")
+    server = world.servers["a"]
+    options = {"cluster_id": "a", "endpoint": server.endpoint, "ssl": False}
+    client = Client(options | {"user": server.user, "password": server.password})
+
+    def listed() -> list[tuple[str, int]]:
+        said = client.get_federation("by-client").json()
+        assert said["topology"] == "star"
+        return [(each["cluster_id"], each["priority"]) for each in said["members"]]
+
+    assert listed() == [("b", 0)]
+    c = replica("c", "by-client", priority=2)
+    assert client.add_federation_members("by-client", [c], clusters=world.clusters("c")).status_code == 200
+    assert listed() == [("b", 0), ("c", 2)]
+    assert world.has("c", "by-client")
+    changed = client.update_federation_members("by-client", [c], [c | {"priority": 7}])
+    assert changed.status_code == 200
+    assert listed() == [("b", 0), ("c", 7)]
+    assert client.remove_federation_members("by-client", [c], delete=True).status_code == 200
+    assert listed() == [("b", 0)]
+    assert not world.has("c", "by-client")
+    with pytest.raises(requests.HTTPError):
+        client.remove_federation_members("none-of-that-name", [c])
 
 
 def test_in_a_mesh_everybody_has_everybody(world: World) -> None:

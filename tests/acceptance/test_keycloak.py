@@ -14,6 +14,7 @@ import boto3
 import httpx2
 import pytest
 from botocore.exceptions import ClientError
+from oscar_python.client import Client
 
 from tests import real_keycloak
 from tests import server as servers
@@ -211,6 +212,32 @@ def test_a_token_ends(world: World) -> None:
         time.sleep(0.1)  # time is what is waited for
     assert answer.status_code == 401
     assert "expired" in answer.json()["message"]
+
+
+def test_the_public_python_client_gets_new_tokens_by_itself(world: World) -> None:
+    session = world.keycloak.login("lab", "ann")
+    old = tampered(session["access_token"], exp=int(time.time()) - 600)
+    client = Client(
+        {
+            "cluster_id": "c",
+            "endpoint": world.server.endpoint,
+            "oidc_token": old,
+            "refresh_token": session["refresh_token"],
+            "token_endpoint": f"{world.keycloak.issuer('lab')}/protocol/openid-connect/token",
+            "client_id": "cli",
+            "scopes": ["openid"],
+            "ssl": False,
+        }
+    )
+    body = {"name": "by-client", "image": world.image, "script": "echo hello", "log_level": "CRITICAL"}
+    assert client.create_service(body).status_code == 201
+    assert "by-client" in [service["name"] for service in client.list_services().json()]
+    assert client.run_service("by-client", input="x").text.strip() == "hello"
+    new = client.get_access_token()
+    assert new != old
+    world.keycloak.seen.append(new)
+    assert client.get_own_quota().json()["user_id"] == world.subject(new)
+    assert client.remove_service("by-client").status_code == 204
 
 
 def test_a_withdrawn_token_of_the_realm_that_must_be_asked(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -75,6 +76,18 @@ def test_an_upload_by_boto3_becomes_an_output(world: World, http: httpx2.Client)
     assert s3.get_object(Bucket=bucket, Key="out/a  b+é.txt")["Body"].read() == b"hello"
     until(lambda: succeeded(http, service))
     assert len(jobs(http, service)) == 1
+
+
+def test_an_upload_that_minio_reports_is_a_request_of_who_uploaded(world: World, http: httpx2.Client) -> None:
+    service = create(http, "true", input=at(f"{(bucket := name())}/in"))
+    world.client().put_object(Bucket=bucket, Key="in/x", Body=b"x")
+    until(lambda: jobs(http, service))
+    with sqlite3.connect(f"file:{world.server.data}/oscar.db?mode=ro", uri=True) as database:
+        rows = database.execute(
+            'SELECT kind, owner, "user", entrance, status, address FROM requests WHERE service = ?',
+            (service,),
+        ).fetchall()
+    assert rows == [("async", "cluster_admin", "cluster_admin", "s3", 201, "127.0.0.1")]
 
 
 def test_links_for_one_object(world: World, http: httpx2.Client) -> None:

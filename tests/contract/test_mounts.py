@@ -18,6 +18,7 @@ from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.mount_rclone import probe
 from oscar.errors import ObjectNotFound
 from oscar.model.job import Trouble
+from oscar.objects.reach import reach_of
 from tests import s3_server, webdav_servers
 from tests.computing import BUCKET, Machine, Server
 from tests.contract.conftest import CONTAINERS
@@ -47,7 +48,7 @@ class Share:
         self.inside = f"/mnt/{self.path}"
         keys = s3_server.ALICE
         self.how: dict[str, Any] = {"mount": {"storage_provider": "minio", "path": self.path}}
-        if way == "rclone":
+        if way != "mirror":
             far = {"endpoint": s3.endpoint, "access_key": keys.access_key, "secret_key": keys.secret_key}
             self.how["storage_providers"] = {"minio": {"far": far}}
             self.how["mount"]["storage_provider"] = "minio.far"
@@ -269,6 +270,45 @@ def test_a_webdav_server(machine: Machine, share: Share, way: str, tmp_path: Pat
         live(machine, scenario)
         assert (deep / "note").read_text() == "after\n"
         assert (deep / "made").read_text() == "new\n"
+
+
+@pytest.mark.parametrize("way", ["far"])
+def test_a_bucket_of_a_user_elsewhere_is_mirrored_from_where_it_may_be(
+    machine: Machine, share: Share
+) -> None:
+    share.how["owner"] = "somebody"
+
+    async def allowed(server: Server, compute: LocalCompute) -> None:
+        await share.put("kept", b"kept\n")
+        script = (
+            f"cat {share.inside}/kept; echo made > {share.inside}/new; until [ -e go ]; do sleep 0.1; done"
+        )
+        order = server.order(f"cd /oscar/work; {script}", **share.how)
+        await compute.submit(order)
+        await server.running(order.name)
+        [kind] = (machine.folder / "mounts").glob("*/mount.json")
+        assert kind.read_text() == '{"rclone": false}'
+        (machine.folder / "runs" / order.name / "work" / "go").touch()
+        end = await server.done(order.name)
+        assert (end.trouble, end.message) == (None, None)
+        assert "kept" in await server.text(order.name)
+        assert await share.get("new") == b"made\n"
+
+    async def refused(server: Server, compute: LocalCompute) -> None:
+        order = server.order(f"echo ran; echo again > {share.inside}/again", **share.how)
+        await compute.submit(order)
+        end = await server.done(order.name)
+        assert end.trouble is Trouble.OUR
+        assert "the host 127.0.0.1 has a private address" in (end.message or "")
+        assert "ran" not in await server.text(order.name)
+        with pytest.raises(ObjectNotFound):
+            await share.get("again")
+        assert left(machine) == []
+
+    machine.reach = reach_of(["127.0.0.1"])
+    live(machine, allowed)
+    machine.reach = reach_of([])
+    live(machine, refused)
 
 
 @WAYS
