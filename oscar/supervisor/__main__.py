@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import NoReturn
 
 
 def main(words: list[str]) -> int:
@@ -11,13 +13,24 @@ def main(words: list[str]) -> int:
         case ["in" | "out" as step]:
             from oscar.supervisor import pod
 
-            return pod.main(step)
+            leave(pod.main(step))
         case ["serve", *rest]:
             from oscar.supervisor import serve
 
             return serve.main(rest)
     sys.stderr.write("usage: python -m oscar.supervisor in|out|serve …\n")
     return 2
+
+
+def leave(code: int) -> NoReturn:
+    """End at once, when all is done and told.
+
+    Threads of native libraries are not joined, and one that comes back into an interpreter which is being taken down
+    aborts the process: the kubelet would see a failed container whose work is done.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -72,8 +72,9 @@ class Pod:
         """Run a staging container; its exit code and its report."""
         code = (
             "import sys; from pathlib import Path; from oscar.supervisor import pod; f = Path(sys.argv[2]);"
+            "from oscar.supervisor.__main__ import leave;"
             "pod._PAUSES = (0.1,);"
-            "sys.exit(pod.main(sys.argv[1], root=f/'run', folder=f/'order', message=f/'message'))"
+            "leave(pod.main(sys.argv[1], root=f/'run', folder=f/'order', message=f/'message'))"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, word, str(self.folder)],
