@@ -451,6 +451,17 @@ class Settings(BaseSettings):
         "loopback",
         "Who may read GET /metrics: administrators, beside them who asks from this machine, or all",
     )
+    otlp_endpoint: str = _env(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "",
+        "Where traces are sent by OTLP/HTTP, at /v1/traces; none when empty",
+    )
+    otlp_traces_endpoint: str = _env(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "", "The same with its whole path, which goes before"
+    )
+    otel_service_name: str = _env(
+        "OTEL_SERVICE_NAME", "", "What traces call this server; OSCAR_NAME when empty"
+    )
     log_json: bool = _env("OSCAR_LOG_JSON", False, "Write the server's log as JSON lines")
     log_level: str = _env("OSCAR_LOG_LEVEL", "INFO", "Least level of the server's log")
 

@@ -12,10 +12,12 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from oscar import tracing
 from oscar.core.executions import Executions, access_of
 from oscar.core.platform import Platform
 from oscar.core.requests import Incoming
 from oscar.model.access_log import target
+from oscar.model.request import RequestKind
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,6 +34,8 @@ _HEADERS = [
 _SWITCHED = 101
 _REFUSED = 403
 _HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
+_WEBHOOK = "/system/events/minio"
+_TRACED = re.compile(r"/(?:job|run)/[^/]+/?|/system/events/minio|/system/jobs/[^/]+/[^/]+/rerun")
 _EXPOSED = re.compile(r"/system/services/[^/]+/exposed(/|$)")
 
 
@@ -73,10 +77,25 @@ class Edge:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id), *own]
             await send(message)
 
+        here = _begun(scope) if tracing.enabled() else None
         try:
-            await self._app(scope, receive, wrapped)
+            if here is None:
+                await self._app(scope, receive, wrapped)
+            else:
+                with tracing.within(here):
+                    await self._app(scope, receive, wrapped)
         finally:
             seconds = time.perf_counter() - started
+            if here is not None:
+                tracing.served(
+                    here,
+                    _name(scope["path"]),
+                    method=scope["method"],
+                    path=scope["path"],
+                    started=incoming.started,
+                    seconds=seconds,
+                    status=status,
+                )
             if incoming.service is not None:
                 scope["app"].state.platform.recorder.add(incoming, status=status, seconds=seconds)
             called = target(scope["path"])
@@ -95,6 +114,21 @@ class Edge:
                         request_id=scope["oscar.request_id"],
                     )
                 )
+
+
+def _begun(scope: Scope) -> tracing.Here | None:
+    """The request in its trace, if it may cause work."""
+    if scope.get("method") != "POST" or not _TRACED.fullmatch(scope["path"]):
+        return None
+    return tracing.begin(tracing.parent_in(scope["headers"]))
+
+
+def _name(path: str) -> str:
+    """Of the span: the route."""
+    called = target(path)
+    if called is None:
+        return "event" if path == _WEBHOOK else "POST /system/jobs/{serviceName}/{jobName}/rerun"
+    return "POST /run/{serviceName}" if called[0] is RequestKind.SYNC else "POST /job/{serviceName}"
 
 
 def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:

@@ -14,16 +14,20 @@ import gc
 import json
 import socket
 import sys
+import time
+from collections.abc import MutableMapping
+from typing import Any
 
 import uvicorn
 
-from oscar import telemetry
+from oscar import telemetry, tracing
 from oscar.app import web
 from oscar.auth.s3 import check_policy, may_create, may_s3
 from oscar.core.countries import Countries
 from oscar.core.events import jobs_for_object
 from oscar.core.executions import Executions
 from oscar.objects.embedded.blobs import Blobs
+from oscar.objects.embedded.requests import Receive, Scope, Send
 from oscar.objects.embedded.server import S3App
 from oscar.settings import Settings
 from oscar.state.objects import Objects
@@ -68,6 +72,41 @@ class Wake:
             self._parent.send(b"j")
 
 
+class _Traced:
+    """Around the server: uploads that start jobs are spans, in their client's trace if it names one."""
+
+    def __init__(self, app: S3App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        here = tracing.begin(tracing.parent_in(scope["headers"])) if scope["type"] == "http" else None
+        if here is None:
+            await self._app(scope, receive, send)
+            return
+        status, started, begun = 0, time.time(), time.perf_counter()
+
+        async def wrapped(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            with tracing.within(here):
+                await self._app(scope, receive, wrapped)
+        finally:
+            if here.used:
+                tracing.served(
+                    here,
+                    "upload",
+                    method=scope["method"],
+                    path=scope["path"],
+                    started=started,
+                    seconds=time.perf_counter() - begun,
+                    status=status,
+                )
+
+
 def read_settings(parent: socket.socket) -> Settings | None:
     """The parent's settings, as it has them from environment and command line; None when it is gone before."""
     line = b""
@@ -81,6 +120,7 @@ def read_settings(parent: socket.socket) -> Settings | None:
 
 async def _serve(settings: Settings, listen: socket.socket, parent: socket.socket) -> None:
     telemetry.configure(level=settings.log_level, json=settings.log_json, keep=settings.server_log / "s3.log")
+    tracing.configure(settings, process="s3")
     store = open_store(settings)
     blobs = open_blobs(settings)
     parent.setblocking(False)
@@ -97,7 +137,7 @@ async def _serve(settings: Settings, listen: socket.socket, parent: socket.socke
     )
     server = uvicorn.Server(
         web.config(
-            app,
+            _Traced(app) if tracing.enabled() else app,
             settings,
             ws="none",
             # Longer than clients keep idle connections: who closes first spoils the other's next request.
@@ -123,6 +163,7 @@ async def _serve(settings: Settings, listen: socket.socket, parent: socket.socke
     finally:
         blobs.close()
         store.close()
+        await asyncio.to_thread(tracing.close)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import uvicorn
 
-from oscar import telemetry
+from oscar import telemetry, tracing
 from oscar.app import web
 from oscar.app.start import Start
 from oscar.errors import Conflict
@@ -50,6 +50,7 @@ def serve(settings: Settings) -> None:
     telemetry.configure(
         level=settings.log_level, json=settings.log_json, keep=settings.server_log / "server.log"
     )
+    tracing.configure(settings, process="api")
     web.check_tls(settings)
     if settings.store == "minio":
         from oscar.app.stores import check_minio
@@ -64,7 +65,10 @@ def serve(settings: Settings) -> None:
             if settings.store == "embedded"
             else None
         )
-        uvloop.run(_serve(_addressed(settings, api, s3), api, s3))
+        try:
+            uvloop.run(_serve(_addressed(settings, api, s3), api, s3))
+        finally:
+            tracing.close()
 
 
 def _addressed(settings: Settings, api: socket.socket, s3: socket.socket | None) -> Settings:

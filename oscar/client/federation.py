@@ -101,7 +101,14 @@ class Federations:
         return await self._federation(method, service, None, dict(body))
 
     async def delegate(
-        self, service: str, event: bytes, *, job_id: str, origin: str, hops: int = 0
+        self,
+        service: str,
+        event: bytes,
+        *,
+        job_id: str,
+        origin: str,
+        hops: int = 0,
+        trace: str | None = None,
     ) -> Submitted:
         """Give a job to this server, once: the same id again is the same job there.
 
@@ -111,12 +118,14 @@ class Federations:
             job_id: of the job; the server keeps it.
             origin: id of the cluster that gives it away.
             hops: how many functions in a row led to it.
+            trace: what the server's spans are below, as a `traceparent` of W3C.
         """
         headers = {
             "Content-Type": "application/json",
             DELEGATED_JOB: job_id,
             DELEGATED_FROM: origin,
             DELEGATED_HOPS: str(hops),
+            **({"traceparent": trace} if trace else {}),
         }
         response = await self._wire.request("POST", path("job", service), content=event, headers=headers)
         data = response.json() if response.content.startswith(b"{") else {}

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from oscar import telemetry
+from oscar import telemetry, tracing
 from oscar.client import Job as RemoteJob
-from oscar.core import jobs, services
+from oscar.core import jobs, services, traces
 from oscar.core.copies import cluster_of
 from oscar.core.platform import Known, Platform
 from oscar.core.remote import Outcome, Remote, Sent, Target
@@ -31,6 +31,7 @@ from oscar.model.federation import Replica
 from oscar.model.job import Job, JobState, RetryPolicy, Trouble, backoff, judge
 from oscar.model.storage import DEFAULT_PROVIDER
 from oscar.state.delegations import Delegation
+from oscar.tracing import Place
 
 log = telemetry.get("delegation")
 
@@ -88,6 +89,8 @@ class Delegator:
         self._asking: dict[tuple[str, tuple[str, str, str]], asyncio.Lock] = {}
         self._relieved: float | None = None
         self._broken: list[Job] = []
+        self._rows: dict[str, Delegation] = {}
+        self._places: dict[str, Place] = {}
 
     async def run(self) -> None:
         """Carry until cancelled."""
@@ -147,7 +150,7 @@ class Delegator:
             return False
         begun = await self._p.delegations.begin(job, self._id, lease=LEASE_S)
         if begun is not None:
-            self.carry(begun)
+            self._begin(begun)
         return True
 
     async def relieve(self) -> None:
@@ -160,7 +163,7 @@ class Delegator:
             return
         self._relieved = now
         for job in await self._p.delegations.begin_waiting(self._id, lease=LEASE_S, limit=64):
-            self.carry(job)
+            self._begin(job)
 
     async def reschedule(self) -> int:
         """Jobs that wait for longer than they may go to members; how many. By the rescheduler."""
@@ -169,8 +172,12 @@ class Delegator:
         )
         for job in taken:
             log.info("job waits for too long", job=job.id, service=job.service_name)
-            self.carry(job)
+            self._begin(job)
         return len(taken)
+
+    def _begin(self, job: Job) -> None:
+        traces.taken(job)
+        self.carry(job)
 
     # One job.
 
@@ -188,6 +195,8 @@ class Delegator:
     def _dropped(self, job: Job, task: asyncio.Task[None]) -> None:
         self._carried.pop(job.id, None)
         self._cancelled.pop(job.id, None)
+        self._rows.pop(job.id, None)
+        self._places.pop(job.id, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             # A fault of ours in one job's way: said loudly, and begun again.
             log.error("delegation broke off", job=job.id, exc_info=error)
@@ -204,6 +213,8 @@ class Delegator:
         row = await self._insisting(lambda: self._p.delegations.get(job.id))
         if row is None:
             row = Delegation(job.id)
+        self._places[job.id] = traces.delegation(job, row.rounds)
+        self._rows[job.id] = row
         if job.state is JobState.DELEGATING:
             held = await self._give(job, known, row)
             if held is None:
@@ -229,6 +240,7 @@ class Delegator:
                     await self._back(job, row, "; ".join(problems) or "no member has room for it")
                     return None
                 row = await self._note(job, known, choice)
+                self._rows[job.id] = row
             target = Target.read(row.access)
             outcome = await self._send(target, known, job, row)
             if outcome.sent is Sent.DONE:
@@ -269,7 +281,13 @@ class Delegator:
             before = row.sends
             await self._held(self._p.delegations.sending, job)
             return await self._remote.send(
-                target, known, job, event, origin=cluster_of(self._p, known.service), before=before
+                target,
+                known,
+                job,
+                event,
+                origin=cluster_of(self._p, known.service),
+                before=before,
+                trace=self._places[job.id].header() if tracing.enabled() else None,
             )
 
     async def _event(self, job: Job, known: Known) -> bytes:
@@ -491,7 +509,8 @@ class Delegator:
     async def _back(self, job: Job, row: Delegation, problem: str) -> None:
         pause = backoff(row.rounds + 1, _PAUSE)
         log.info("job stays here", job=job.id, problem=problem)
-        await self._insisting(lambda: self._p.delegations.back(job, problem, pause=pause))
+        if await self._insisting(lambda: self._p.delegations.back(job, problem, pause=pause)):
+            traces.delegated(job, self._places[job.id], self._rows[job.id], problem=problem)
         self._p.signals.work.set()
 
     async def _end(
@@ -519,6 +538,9 @@ class Delegator:
         if settled:
             log.info("delegated job ended", job=job.id, state=state.value, reason=reason)
             self._p.tokens.give_back(job.id)
+            problem = None if state is JobState.SUCCEEDED else message or reason
+            traces.delegated(job, self._places[job.id], self._rows[job.id], problem=problem)
+            traces.ended(job, state, message=message)
             self._p.signals.ended(job.id)
 
     async def _held(self, verb: Callable[..., Awaitable[bool]], job: Job, *words: Any, **more: Any) -> None:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from oscar import telemetry
 from oscar.compute.base import Phase, Run, RunState
-from oscar.core import callbacks, jobs, providers, quotas, services
+from oscar.core import callbacks, jobs, providers, quotas, services, traces
 from oscar.core.delegation import Delegator
 from oscar.core.platform import Known, Platform
 from oscar.errors import BadRequest, OscarError, RunNotFound
@@ -171,6 +171,8 @@ class Dispatcher:
             return
         if fresh and await self._delegated(job, known):
             return
+        if fresh:
+            traces.taken(job)
         try:
             payload: bytes | Path = job.payload or b""
             if job.payload_ref:
@@ -338,8 +340,10 @@ class Dispatcher:
             reason=state.trouble,
             exit_code=state.exit_code,
         )
+        traces.attempted(job, state)
         self._p.signals.work.set()
         if verdict.state in FINAL:
+            traces.ended(job, verdict.state, message=state.message)
             self._p.signals.ended(job.id)
         await self._p.compute.forget(job.run_name)
 

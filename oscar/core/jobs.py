@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from oscar import tracing
 from oscar.auth.rules import Action, may_run, require_user, runs_of
 from oscar.compute.base import LogLine
-from oscar.core import callbacks, quotas, remote, services
+from oscar.core import callbacks, quotas, remote, services, traces
 from oscar.core.events import new_id
 from oscar.core.members import check_address
 from oscar.core.platform import Known, Platform
@@ -183,6 +184,7 @@ async def _new_job(
         hops=hop_count,
         callback=callback,
         origin=origin,
+        trace=tracing.cause(),
     )
 
 
@@ -257,6 +259,7 @@ async def cancel(p: Platform, caller: Caller, name: str, job_id: str, *, owner: 
     job = await p.jobs.request_cancel(job_id)
     p.signals.work.set()
     if job.state in FINAL:
+        traces.ended(job, job.state, message=job.message)
         p.signals.ended(job_id)
     return job
 

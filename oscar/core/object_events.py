@@ -12,14 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from oscar import telemetry
+from oscar import telemetry, tracing
 from oscar.auth.rules import may_administer
+from oscar.core import traces
 from oscar.core.events import new_id
 from oscar.core.jobs import rfc3339
 from oscar.core.platform import Platform
 from oscar.errors import BadRequest, Forbidden, NotEnabled, Unauthorized
 from oscar.model.event import EventKind, decode, event_key, hops, matches, split
-from oscar.model.job import FINAL, NewJob
+from oscar.model.job import FINAL, Job, NewJob
 from oscar.model.record import Record, is_written, producer, producer_key, written_at, written_key
 from oscar.model.request import Origin
 from oscar.model.user import ADMIN, Caller
@@ -153,7 +154,7 @@ async def jobs_of(p: Platform, written: Written, listening: Sequence[Input]) -> 
     if user is None:
         bucket = await p.buckets.bucket(written.bucket)
         user = bucket.owner if bucket else ""
-    by_job = await _is_output(p, written)
+    by_job = await _written_by(p, written)
     origin = Origin("s3", written.address, p.recorder.country_of(written.address))
     found = {}
     for each in listening:
@@ -169,6 +170,7 @@ async def jobs_of(p: Platform, written: Written, listening: Sequence[Input]) -> 
             event_key=_key(listener.service_id, written),
             hops=written.hops,
             origin=origin,
+            trace=traces.of_job(by_job) if by_job else tracing.cause(),
         )
         claim = (
             producer_key(listener.service_id, written.bucket, written.key, written.job) if by_job else None
@@ -183,19 +185,15 @@ def _key(service_id: str, written: Written) -> str | None:
     return event_key(service_id, written.record) if written.record else None
 
 
-async def _is_output(p: Platform, written: Written) -> bool:
-    """Whether the object was stored by the job that its metadata name.
+async def _written_by(p: Platform, written: Written) -> Job | None:
+    """The job that its metadata name, if that stored the object.
 
     Only while that job can have been staging out: who copies an output later, metadata and all, writes anew.
     """
-    if not written.job:
-        return False
-    job = await p.jobs.get(written.job)
-    if job is None:
-        return False
-    if job.state not in FINAL or job.finished is None or written.modified is None:
-        return True
-    return written.modified <= job.finished + _LATE_MS
+    job = await p.jobs.get(written.job) if written.job else None
+    if job is None or job.state not in FINAL or job.finished is None or written.modified is None:
+        return job
+    return job if written.modified <= job.finished + _LATE_MS else None
 
 
 async def rejected(p: Platform, caller: Caller, *, limit: int, page: str | None) -> dict[str, Any]:

@@ -119,18 +119,40 @@ class Remote:
     # Giving away.
 
     async def send(
-        self, target: Target, known: Known, job: Job, event: bytes, *, origin: str, before: int
+        self,
+        target: Target,
+        known: Known,
+        job: Job,
+        event: bytes,
+        *,
+        origin: str,
+        before: int,
+        trace: str | None = None,
     ) -> Outcome:
-        """Give the job to a member; `before` counts the attempts that may have reached it already."""
+        """Give the job to a member.
+
+        Args:
+            target: the member.
+            known: the service here.
+            job: the job.
+            event: its event, as another cluster gets it.
+            origin: what this cluster is called there.
+            before: attempts that may have reached it already.
+            trace: the span that the member's are below, as a `traceparent`.
+        """
         if target.replica.type == "endpoint":
-            return await self._post(target, job, event, origin=origin, before=before)
+            return await self._post(target, job, event, origin=origin, before=before, trace=trace)
         try:
             await self._as_owner(
                 target,
                 known,
                 job.id,
                 lambda client: client.delegate(
-                    target.replica.service_name, event, job_id=job.id, origin=origin, hops=job.hops
+                    *(target.replica.service_name, event),
+                    job_id=job.id,
+                    origin=origin,
+                    hops=job.hops,
+                    trace=trace,
                 ),
             )
         except (RefreshTokenInvalid, InvalidField) as error:
@@ -158,7 +180,9 @@ class Remote:
             return Outcome(Sent.ACCEPTED)
         return Outcome(Sent.UNKNOWN, words)
 
-    async def _post(self, target: Target, job: Job, event: bytes, *, origin: str, before: int) -> Outcome:
+    async def _post(
+        self, target: Target, job: Job, event: bytes, *, origin: str, before: int, trace: str | None
+    ) -> Outcome:
         """Endpoints know no ids, so what may have arrived is never sent again."""
         if before:
             return Outcome(Sent.UNKNOWN, f"{target.name}: its answer was lost")
@@ -168,6 +192,7 @@ class Remote:
             "X-Delegated-Job-ID": job.id,
             "X-Delegated-From": origin,
             "Idempotency-Key": job.id,
+            **({"traceparent": trace} if trace else {}),
         }
         try:
             answer = await self._p.members.post(

@@ -207,6 +207,8 @@ class NewJob:
     callback: str | None = None
     origin: Origin | None = None
     """Leaves a record of the request; None for what is no new request (a rerun)."""
+    trace: str | None = None
+    """The span that caused it, as a `traceparent`; None when no traces are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,8 @@ class Job:
     updated: int
     place: str = ""
     """The machine that the present attempt is bound to; "" for none."""
+    trace: str | None = None
+    """The span that caused it, as a `traceparent`."""
 
     @property
     def run_name(self) -> str:

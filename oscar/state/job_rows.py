@@ -25,7 +25,7 @@ _ACCEPTED = 201
 _SEALED = "callback_sealed"
 _GIVEN = (
     *("id", "service_id", "service_name", "owner", "user", "kind"),
-    *("hops", "payload", "payload_ref", "event_key"),
+    *("hops", "payload", "payload_ref", "event_key", "trace"),
 )
 _COLUMNS = [column.name for column in jobs.c]
 
@@ -103,6 +103,7 @@ def _job(values: Mapping[str, Any]) -> Job:
         cancel_requested=bool(values["cancel_requested"]),
         lease_token=values["lease_token"],
         place=values["place"],
+        trace=values["trace"],
         created=values["created"],
         next_try=values["next_try"],
         started=values["started"],

@@ -12,12 +12,14 @@ import hashlib
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from oscar import tracing
 from oscar.errors import BucketNotEmpty, BucketNotFound, ObjectNotFound, PreconditionFailed
 from oscar.model.job import NewJob
 from oscar.model.object import Bucket, Credential, Known, Listener, Listing, Object, Producer, Usage
@@ -283,6 +285,7 @@ class Objects(Uploads):
         """See `ObjectIndex.commit`."""
         values = from_object(obj)
         made: list[NewJob] = []
+        here = tracing.here()  # the transaction is in another thread
 
         def work(connection: sa.Connection) -> str | None:
             if producer is not None and not self._first_delivery(connection, producer, obj):
@@ -290,7 +293,7 @@ class Objects(Uploads):
             replaced, size = self._put(
                 connection, obj, values, if_none_match=if_none_match, if_match=if_match
             )
-            made[:] = self._enqueue(connection, obj, event, producer, source_ip)
+            made[:] = self._enqueue(connection, obj, event, producer, source_ip, here)
             self._usage.add(connection, obj.bucket, objects=0 if replaced else 1, size=obj.size - size)
             return replaced
 
@@ -308,6 +311,7 @@ class Objects(Uploads):
         """See `ObjectIndex.complete_upload`."""
         values = from_object(obj)
         made: list[NewJob] = []
+        here = tracing.here()  # the transaction is in another thread
 
         def work(connection: sa.Connection) -> Sequence[str]:
             freed, pending = remove_upload(connection, upload_id)
@@ -315,7 +319,7 @@ class Objects(Uploads):
                 connection, obj, values, if_none_match=if_none_match, if_match=if_match
             )
             event = "s3:ObjectCreated:CompleteMultipartUpload"
-            made[:] = self._enqueue(connection, obj, event, None, source_ip)
+            made[:] = self._enqueue(connection, obj, event, None, source_ip, here)
             self._usage.add(
                 connection,
                 obj.bucket,
@@ -365,7 +369,13 @@ class Objects(Uploads):
         return generation, size
 
     def _enqueue(
-        self, connection: sa.Connection, obj: Object, event: str, producer: Producer | None, source_ip: str
+        self,
+        connection: sa.Connection,
+        obj: Object,
+        event: str,
+        producer: Producer | None,
+        source_ip: str,
+        here: tracing.Here | None,
     ) -> Sequence[NewJob]:
         """Insert the jobs that it starts; those that are new."""
         rows = self._listeners.rows(connection, {"in_bucket": obj.bucket})
@@ -375,8 +385,21 @@ class Objects(Uploads):
         jobs = self._jobs_for(obj, event, producer, source_ip, listeners)
         if not jobs:
             return []
+        if tracing.enabled():
+            cause = self._cause(connection, producer, here)
+            jobs = [replace(job, trace=cause) for job in jobs]
         inserted = {job.id for job in insert_jobs(connection, jobs, self._store.sealer)}
         return [job for job in jobs if job.id in inserted]
+
+    def _cause(
+        self, connection: sa.Connection, producer: Producer | None, here: tracing.Here | None
+    ) -> str | None:
+        """The span of the job whose result it is, or of the request that stored it."""
+        if producer is not None:
+            query = sa.select(tables.jobs.c.trace).where(tables.jobs.c.id == producer.job_id)
+            row = connection.execute(query).first()
+            return tracing.job_place(producer.job_id, row[0])[0].header() if row else None
+        return tracing.cause_of(here)
 
     async def retag(self, bucket: str, key: str, tags: Mapping[str, str]) -> None:
         """See `ObjectIndex.retag`."""
