@@ -21,6 +21,7 @@ LIMIT = 64 * 1024
 PATIENCE = 1024 * 1024
 """Bytes that are read and thrown away after a refusal."""
 LINGER_S = 2.0
+FAREWELL_S = 0.3
 LONGEST_PAUSE_S = 0.05
 _FIELD = 4
 """Bytes around a header: colon, space and the end of its line."""
@@ -32,6 +33,35 @@ class BoundedProtocol(HttpToolsProtocol):
     _idle = 0
     """Bytes since the parser told of something."""
     _refused = False
+    _leaving: asyncio.TimerHandle | None = None
+
+    def shutdown(self) -> None:
+        """The server ends, and so does the connection as soon as nothing is under way on it."""
+        super().shutdown()
+        self._leave()
+
+    def on_response_complete(self) -> None:
+        """An answer has been given."""
+        super().on_response_complete()
+        self._leave()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+        super().connection_lost(exc)
+
+    def _leave(self) -> None:
+        # Over TLS, closing waits for the other side's farewell, and a client that keeps an idle connection for later
+        # gives none: each would hold up the server's end for all the time that it has to drain.
+        if self.transport.is_closing() and self.transport.get_extra_info("ssl_object") is not None:
+            self._leaving = self.loop.call_later(FAREWELL_S, self._left)
+
+    def _left(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self._leaving = self.loop.call_later(FAREWELL_S, self._left)
+        else:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come; ends the connection when that goes nowhere."""

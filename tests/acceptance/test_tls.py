@@ -77,6 +77,19 @@ def test_api_and_s3_over_tls(tmp_path: Path) -> None:
             httpx2.get(server.endpoint.replace("https:", "http:") + "/health")
 
 
+def test_idle_clients_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path / "tls")
+    settings = {"OSCAR_TLS_CERT": str(cert), "OSCAR_TLS_KEY": str(key), "OSCAR_DRAIN_SECONDS": "600"}
+    with (
+        running(tmp_path / "data", **settings) as server,
+        httpx2.Client(verify=ssl.create_default_context(cafile=cert)) as client,
+    ):
+        for address in (f"{server.endpoint}/health", server.s3):
+            assert client.get(address).status_code in {200, 403}
+        # Both connections are open, and nobody reads what comes on them. `stop` gives up before the drain would.
+        assert server.stop() == 0
+
+
 def test_the_cli_on_this_machine_finds_it(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path / "tls")
     with running(tmp_path / "data", OSCAR_TLS_CERT=str(cert), OSCAR_TLS_KEY=str(key)) as server:
