@@ -211,6 +211,12 @@ def listed(client: object, prefix: str) -> dict[str, int]:
     return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
 
 
+@pytest.mark.timeout(300)
+def test_five_kills_lose_nothing_and_run_nothing_twice(tmp_path: Path) -> None:
+    kill_often(tmp_path, kills=5, events=100)
+
+
+@pytest.mark.real  # in the run that takes its time
 @pytest.mark.timeout(900)
 def test_twenty_kills_lose_nothing_and_run_nothing_twice(tmp_path: Path) -> None:
     kill_often(tmp_path, kills=20, events=500)

@@ -112,7 +112,7 @@ def anywhere(request: pytest.FixtureRequest) -> Scene:
 @pytest.mark.parametrize("route", routes())
 @given(data=st.data())
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     database=None,
     derandomize=True,

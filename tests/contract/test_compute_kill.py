@@ -20,7 +20,7 @@ from tests import s3_server
 from tests.computing import BUCKET
 from tests.contract.conftest import CONTAINERS, Tools
 
-KILLS = 10
+KILLS = 6
 ORDERS = 24
 SCRIPT = "echo begun\nsleep 0.%d\necho %d > $TMP_OUTPUT_DIR/%d.txt\necho ended\n"
 

@@ -142,7 +142,8 @@ def test_lists_in_the_order_of_keys(bench: Bench) -> None:
     assert bench.keys() == keys
     for prefix in ("", "a", "a/", "a/b", "a/b/", "a ", "b", "nothing", "a/b/c/d/e", "z/y/x"):
         assert bench.keys(prefix) == [key for key in keys if key.startswith(prefix)]
-        for start in ("", "a", "a.txt", "a/b", "a/b/c/d", "b", "zz"):
+        # All pairs would say no more: where a list begins is looked at after the prefix.
+        for start in ("a", "a.txt", "a/b", "a/b/c/d", "b", "zz") if prefix in {"", "a/"} else ("a/b",):
             expected = [key for key in keys if key.startswith(prefix) and key > start]
             assert bench.keys(prefix, start) == expected
 
