@@ -17,7 +17,7 @@ def main(words: list[str]) -> int:
         case ["serve", *rest]:
             from oscar.supervisor import serve
 
-            return serve.main(rest)
+            leave(serve.main(rest))
     sys.stderr.write("usage: python -m oscar.supervisor in|out|serve …\n")
     return 2
 

@@ -261,6 +261,13 @@ CALLS = [
     Call("DELETE /system/buckets/{bucket}", 409, {"bucket": "{used}"}, code="conflict"),
     Call("DELETE /system/buckets/{bucket}", 400, FREE, params={"force": "7"}, at="force"),
     Call("POST /system/buckets/{bucket}/presign", 200, FREE, json=LINK, check=lambda s: s["method"] == "PUT"),
+    Call(
+        "POST /system/buckets/{bucket}/presign",
+        200,
+        FREE,
+        json=LINK | {"expires_in": 7 * 24 * 3600},
+        check=lambda s: "X-Amz-Expires=604800&" in s["url"],
+    ),
     Call("POST /system/buckets/{bucket}/presign", 400, FREE, json=LINK | {"object_key": ""}, at="object_key"),
     Call(
         "POST /system/buckets/{bucket}/presign",
@@ -273,7 +280,11 @@ CALLS = [
         "POST /system/buckets/{bucket}/presign", 400, FREE, json=LINK | {"operation": "copy"}, at="operation"
     ),
     Call(
-        "POST /system/buckets/{bucket}/presign", 400, FREE, json=LINK | {"expires_in": 10**6}, at="expires_in"
+        "POST /system/buckets/{bucket}/presign",
+        400,
+        FREE,
+        json=LINK | {"expires_in": 604_801},
+        at="expires_in",
     ),
     Call(
         "POST /system/buckets/{bucket}/presign",
