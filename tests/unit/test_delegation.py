@@ -75,6 +75,22 @@ def test_endpoints_come_last(policy: Delegation) -> None:
     assert names(policy, {"b": figures(4000)}, endpoint) == ["b", "https://e.test/x"]
 
 
+@pytest.mark.parametrize("policy", list(Delegation))
+def test_defect_22_priorities_stay_as_they_were_written(policy: Delegation) -> None:
+    """B 22: a policy wrote its own figures into the priorities of the members."""
+    replicas = [replica("x", priority=7), replica("y", priority=3), replica("z", priority=5)]
+    before = [each.model_copy(deep=True) for each in replicas]
+    known = {each.identity: figures(2000 + 1000 * index) for index, each in enumerate(replicas)}
+    found = order(policy, replicas, known, cpu=1000, memory=GIB, chance=random.Random(1))
+    assert len(found) == 3
+    assert replicas == before
+    assert {choice.replica.cluster_id: choice.replica.priority for choice in found} == {
+        "x": 7,
+        "y": 3,
+        "z": 5,
+    }
+
+
 def test_random_gives_everybody_a_turn() -> None:
     known = {name: figures(4000) for name in ("a", "b", "c")}
     first = Counter(names(Delegation.RANDOM, known, seed=seed)[0] for seed in range(300))
