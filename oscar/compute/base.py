@@ -164,6 +164,10 @@ class Compute(Protocol):
     async def capacity(self) -> Capacity:
         """What there is and what is free now."""
 
+    @property
+    def gpus_for_runs(self) -> int | None:
+        """So many runs with `enable_gpu` may go at once; None: the engine lets them wait itself, or has no GPU."""
+
     def describe(self) -> str:
         """The engine in a few words for people: `podman 4.3.1 (runc, cgroup v1)`, `processes in bubblewrap`."""
 

@@ -276,6 +276,11 @@ class FakeCompute:
             memory_free=max(0, self.world.memory - sum(service.memory_bytes for service in going)),
         )
 
+    @property
+    def gpus_for_runs(self) -> int | None:
+        """See `Compute.gpus_for_runs`: it has none."""
+        return None
+
     def describe(self) -> str:
         """See `Compute.describe`."""
         return "a fake for tests"

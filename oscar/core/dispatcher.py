@@ -134,6 +134,7 @@ class Dispatcher:
                 without=pace.full if pace else (),
                 held=quotas.held(self._p),
                 place=self._p.place,
+                gpus=self._p.compute.gpus_for_runs,
             )
             if pace:
                 # The engine sees what it was given when that has been submitted: not before it is asked again.

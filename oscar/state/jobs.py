@@ -144,6 +144,7 @@ class Jobs:
         without: Collection[str] = (),
         held: Mapping[str, Resources] | None = None,
         place: str = "",
+        gpus: int | None = None,
     ) -> list[Job]:
         """Take waiting jobs to submit them, fairly: services with the fewest running jobs first.
 
@@ -158,6 +159,7 @@ class Jobs:
             without: owners whose jobs are passed over.
             held: what owners' warm workers and replicas take of their quotas.
             place: the machine that runs of this taker are bound to; "" for none.
+            gpus: the taker's jobs may have so many GPUs together; None: that is not counted here.
         """
 
         def work(connection: sa.Connection) -> list[Job]:
@@ -181,7 +183,12 @@ class Jobs:
             room = rooms(connection, {waiter.owner for waiter in waiters.values()}, self._quotas)
             if held:
                 room = {of: its.less(held.get(of, Resources())) for of, its in room.items()}
-            shares = _shares(waiting, running, waiters, free, room)
+            devices = gpus
+            if gpus is not None and any(waiter.need.gpu for waiter in waiters.values()):
+                taken = sa.select(sa.func.coalesce(sa.func.sum(jobs.c.gpu), 0))
+                taken = taken.where(_active(), jobs.c.lease_owner == owner)
+                devices = gpus - int(connection.execute(taken).scalar_one())
+            shares = _shares(waiting, running, waiters, free, room, devices)
             chosen = [
                 (job_id, waiters.get(service_id))
                 for service_id, share in shares.items()
@@ -582,6 +589,7 @@ def _shares(
     waiters: Mapping[str, _Waiter],
     free: int,
     rooms: Mapping[str, Room],
+    gpus: int | None = None,
 ) -> dict[str, int]:
     """How many jobs each service may start: one at a time to the service that has the fewest."""
     shares = dict.fromkeys(waiting, 0)
@@ -596,12 +604,17 @@ def _shares(
         if limit and running.get(neediest, 0) + shares[neediest] >= limit:
             open_services.discard(neediest)
             continue
+        if gpus is not None and waiter is not None and waiter.need.gpu > max(gpus, 0):
+            open_services.discard(neediest)
+            continue
         room = left.get(waiter.owner) if waiter else None
         if room is not None and waiter is not None:
             if not room.fits(waiter.need):
                 open_services.discard(neediest)
                 continue
             left[waiter.owner] = room.less(waiter.need)
+        if gpus is not None and waiter is not None:
+            gpus -= waiter.need.gpu
         shares[neediest] += 1
         free -= 1
     return shares

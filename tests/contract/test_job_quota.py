@@ -48,9 +48,9 @@ class World:
         ]
         await self.jobs.accept(new)
 
-    async def claim(self, total: int = 1000) -> list[Job]:
+    async def claim(self, total: int = 1000, gpus: int | None = None) -> list[Job]:
         found: list[Job] = []
-        while got := await self.jobs.claim("me", total=total, lease=30):
+        while got := await self.jobs.claim("me", total=total, lease=30, gpus=gpus):
             found += got
         return found
 
@@ -101,6 +101,24 @@ def test_the_quota_is_of_all_services_of_an_owner_and_each_that_fits_starts(worl
             await world.post(service, "alice", 5)
         taken = [job.service_id for job in await world.claim()]
         assert sorted(taken) == sorted([large, small, small])
+
+    asyncio.run(scenario())
+
+
+def test_a_job_waits_until_a_gpu_is_free_and_others_go_on(world: World) -> None:
+    async def scenario() -> None:
+        one = await world.service("one", ADMIN, Resources(cpu=1, gpu=1))
+        two = await world.service("two", ADMIN, Resources(cpu=1, gpu=1))
+        plain = await world.service("plain", ADMIN, Resources(cpu=1))
+        for service in (one, two, plain):
+            await world.post(service, ADMIN, 3)
+        first = await world.claim(gpus=2)
+        assert sorted(job.service_id for job in first) == sorted([one, two, plain, plain, plain])
+        assert await world.claim(gpus=2) == []
+        await world.end(next(job for job in first if job.service_id == one))
+        assert [job.service_id for job in await world.claim(gpus=2)] == [one]
+        assert await world.claim(gpus=1) == [], "one was taken out"
+        assert len(await world.claim()) == 3, "an engine that lets them wait itself"
 
     asyncio.run(scenario())
 

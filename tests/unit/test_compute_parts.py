@@ -297,6 +297,35 @@ def test_a_process_shares_no_folder_that_it_was_not_given() -> None:
     assert not [path for path in shown if "shadow" in path or "private" in path]
 
 
+def test_only_who_asks_for_gpus_gets_their_devices() -> None:
+    def devices(*given: str) -> list[str]:
+        options, _ = arguments(
+            Walls("bwrap", None),
+            argv=("/bin/sh",),
+            env={},
+            mounts=(),
+            tmp=Path("/data/t"),
+            workdir="/tmp",
+            devices=given,
+        )
+        words = options.decode().split("\0")
+        return [words[at + 1] for at, word in enumerate(words) if word == "--dev-bind"]
+
+    assert devices() == []
+    assert devices("/dev/nvidia0", "/dev/nvidiactl") == ["/dev/nvidia0", "/dev/nvidiactl"]
+
+
+def test_device_files_of_gpus(tmp_path: Path) -> None:
+    assert machine.gpu_nodes(dev=tmp_path) == ()
+    (tmp_path / "nvidia0").touch()
+    assert machine.gpu_nodes(dev=tmp_path) == (), "a device without its driver's control file"
+    for name in ("nvidiactl", "nvidia-uvm", "nvidia-caps/nvidia-cap1", "null"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(Path(path).relative_to(tmp_path)) for path in machine.gpu_nodes(dev=tmp_path)]
+    assert found == ["nvidia0", "nvidiactl", "nvidia-uvm"]
+
+
 def test_the_servers_folder_is_covered_where_it_would_be_seen() -> None:
     hidden = Walls(
         "bwrap", None, hidden=(Path("/usr/local/data"), Path("/srv/data")), visible=(Path("/opt"),)

@@ -561,6 +561,11 @@ class KubernetesCompute:
         """See `HasNodes.version`."""
         return self._version
 
+    @property
+    def gpus_for_runs(self) -> int | None:
+        """Pods wait for devices themselves; see `Compute.gpus_for_runs`."""
+        return None
+
     def describe(self) -> str:
         """See `Compute.describe`."""
         runtimes = {item["status"]["nodeInfo"]["containerRuntimeVersion"] for item in self._nodes.values()}

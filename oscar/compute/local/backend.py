@@ -283,6 +283,11 @@ class LocalCompute:
             gpu=machine.gpus() if self.engine.facts.gpu else 0,
         )
 
+    @property
+    def gpus_for_runs(self) -> int | None:
+        """See `Compute.gpus_for_runs`."""
+        return machine.gpus() if self.engine.facts.gpu else None
+
     def describe(self) -> str:
         """See `Compute.describe`."""
         return self._description

@@ -68,11 +68,13 @@ def arguments(
     mounts: Sequence[Mount],
     tmp: Path,
     workdir: str,
+    devices: Sequence[str] = (),
 ) -> tuple[bytes, list[str]]:
     """The options for bwrap's `--args`, as they hold secrets, and the command for its real arguments."""
     shown = [*_system(), ("--bind", str(tmp), "/tmp")]  # noqa: S108 - its own one
     shown += [("--ro-bind", str(path), str(path)) for path in walls.visible]
     shown += [("--tmpfs", str(path)) for path in walls.hidden if _is_shown(path, shown)]
+    shown += [("--dev-bind", device, device) for device in devices]
     for mount in mounts:
         shown.append(("--ro-bind" if mount.read_only else "--bind", str(mount.source), mount.target))
     # What is left of the root is nobody's place to write: it is memory without a limit.

@@ -80,7 +80,7 @@ class Facts:
     cpu: bool = False
     """CPU limits are kept."""
     gpu: tuple[str, ...] = ()
-    """Arguments that give a container the GPUs; none when there is no way."""
+    """What gives a sandbox the GPUs (a container's arguments, a process's device files); none: there is no way."""
     rootless: bool = False
     isolated: bool = True
     """Programs can't see this machine's files and processes."""

@@ -26,6 +26,14 @@ def gpus(*, dev: Path = Path("/dev")) -> int:
     return sum(1 for path in dev.glob("nvidia[0-9]*"))
 
 
+def gpu_nodes(*, dev: Path = Path("/dev")) -> tuple[str, ...]:
+    """The device files by which programs reach NVIDIA's GPUs; none without a driver."""
+    if not (dev / "nvidiactl").exists() or not gpus(dev=dev):
+        return ()
+    ways = ("nvidia[0-9]*", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
+    return tuple(str(path) for way in ways for path in sorted(dev.glob(way)))
+
+
 def _total_memory(proc: Path) -> int:
     for row in (proc / "meminfo").read_text().splitlines():
         if row.startswith("MemTotal:"):

@@ -17,10 +17,11 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from oscar.compute.local import bubblewrap
+from oscar.compute.local import bubblewrap, machine
 from oscar.compute.local.bubblewrap import Walls
 from oscar.compute.local.cgroups import Cgroups
 from oscar.compute.local.cgroups import find as find_cgroups
@@ -33,6 +34,7 @@ from oscar.supervisor import variables
 from oscar.supervisor.trees import make_readable, remove_tree
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
+_PROBE = ': > /oscar/probe/written && test ! -e "$0" && for device; do test -w "$device" || exit; done'
 _FIX = "Install bubblewrap, podman or docker, or say --unsafe-process to run scripts without any sandbox."
 
 
@@ -83,7 +85,10 @@ class Processes:
             for cgroups in [self._cgroups, Cgroups()] if self._cgroups.bases else [self._cgroups]:
                 trouble = await self._try(walls, cgroups)
                 if trouble is None:
-                    self.facts = _facts(walls, self._cgroups, await _bwrap_version(walls))
+                    nodes = await asyncio.to_thread(machine.gpu_nodes)
+                    found = _facts(walls, self._cgroups, await _bwrap_version(walls))
+                    reached = bool(nodes) and await self._try(walls, self._cgroups, nodes) is None
+                    self.facts = replace(found, gpu=nodes if reached else ())
                     return f"processes in {self.facts.version}" + _and(self.facts.detail)
                 words.append(trouble)
         if not self._unsafe:
@@ -92,6 +97,7 @@ class Processes:
         self._walls, self.maps_paths = None, False
         self.facts = Facts(
             "unsafe",
+            gpu=await asyncio.to_thread(machine.gpu_nodes),
             isolated=False,
             warnings=("scripts run without a sandbox, with all rights of this server's user",),
         )
@@ -105,9 +111,10 @@ class Processes:
         ways = dict.fromkeys([setpriv, None])
         return [Walls(bwrap, way, self._hidden, self._visible, root) for way in ways]
 
-    async def _try(self, walls: Walls, cgroups: Cgroups) -> str | None:
+    async def _try(self, walls: Walls, cgroups: Cgroups, devices: tuple[str, ...] = ()) -> str | None:
         """What is in the way of sandboxes like that; None when they work."""
         self._walls, self._cgroups, self.maps_paths = walls, cgroups, True
+        self.facts = Facts("", gpu=devices)
         name = f"probe-{os.getpid()}"
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".probe") as place:
             folder = Path(place)
@@ -116,13 +123,14 @@ class Processes:
             sandbox = Sandbox(
                 name=name,
                 image="",
-                argv=("/bin/sh", "-c", ': > /oscar/probe/written && test ! -e "$0"', str(self.folder)),
+                argv=("/bin/sh", "-c", _PROBE, str(self.folder), *devices),
                 env={},
                 mounts=(Mount(folder, "/oscar/probe"),),
                 workdir="/",
                 log=log,
                 cpu=1000,
                 memory=64 * 1024 * 1024,
+                gpu=len(devices),
             )
             try:
                 await self.start(sandbox)
@@ -201,6 +209,7 @@ class Processes:
             mounts=sandbox.mounts,
             tmp=tmp,
             workdir=sandbox.workdir,
+            devices=self.facts.gpu if sandbox.gpu else (),
         )
         mine = {"PATH": bubblewrap.PATH}
         return {
