@@ -259,7 +259,17 @@ def _now() -> int:
 
 
 async def run(p: Platform) -> None:
-    """Upkeep until cancelled."""
+    """Upkeep until cancelled; a last reading then, as warm workers end with their server."""
+    try:
+        await _keep_up(p)
+    finally:
+        try:
+            await measure(p)
+        except OscarError as error:
+            log.warning("what was used last is not known", error=error.message)
+
+
+async def _keep_up(p: Platform) -> None:
     pruned = float("-inf")
     rounds = 0
     while True:
