@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,9 +23,7 @@ from typing import Any
 
 import httpx2
 
-from tests import server as servers
 from tests.acceptance import calls
-from tests.s3_server import free_port
 from tests.server import Server
 
 HOSTS = {"OSCAR_FEDERATION_ALLOWED_HOSTS": "127.0.0.1"}
@@ -37,21 +36,37 @@ def account(server: Server, **more: Any) -> dict[str, Any]:
     return {"endpoint": server.endpoint, "auth_user": server.user, "auth_password": server.password} | more
 
 
-def settings(**more: str) -> dict[str, str]:
+def free_ports(count: int) -> list[int]:
+    """So many ports, no two of them the same."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def settings(api: int, s3: int, **more: str) -> dict[str, str]:
     """Those of a server that is reached at the same addresses after a restart."""
-    ports = {"OSCAR_SERVICE_PORT": str(free_port()), "OSCAR_S3_PORT": str(free_port())}
+    ports = {"OSCAR_SERVICE_PORT": str(api), "OSCAR_S3_PORT": str(s3)}
     # All of them log in from one address, some on purpose with what is wrong: the others must not be shut out by that.
     return HOSTS | ports | {"RESOURCE_MANAGER_ENABLE": "true", "OSCAR_LOGIN_FAILURES": "0"} | more
 
 
 @contextlib.contextmanager
 def grid(folder: Path, *names: str, **more: str) -> Iterator[dict[str, Server]]:
-    """Servers by name, started one after the other; `more` are settings of all."""
+    """Servers by name, started and ended side by side; `more` are settings of all."""
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        yield {
-            name: stack.enter_context(servers.running(folder / name, **settings(**more))) for name in names
-        }
+    ports = iter(free_ports(2 * len(names)))
+    made = {name: Server(folder / name, settings(next(ports), next(ports), **more)) for name in names}
+    with ThreadPoolExecutor(len(made)) as threads:
+        try:
+            list(threads.map(Server.start, made.values()))
+            yield made
+        finally:
+            list(threads.map(_end, made.values()))
+
+
+def _end(server: Server) -> None:
+    if server.process is not None and server.process.poll() is None:
+        server.stop()
 
 
 def replica(cluster: str, service: str = "", **more: Any) -> dict[str, Any]:

@@ -60,9 +60,12 @@ def traffic(
 
 
 def restart(server: Server, **settings: str) -> None:
-    """End it and start it again, with more settings."""
+    """End it and start it again, with more settings; nothing when it has them."""
+    wanted = {**server.settings, **settings}
+    if all(server.settings.get(name, "") == text for name, text in settings.items()):
+        return
     server.stop()
-    server.settings = {**server.settings, **settings}
+    server.settings = wanted
     server.start()
 
 
@@ -377,7 +380,6 @@ def test_a_prometheus_that_does_not_answer_is_flagged_after_two_seconds(traffic:
         [value] = traffic.get(ADMIN, "/system/metrics/alpha", metric="gpu-hours")["metrics"]
         assert "value" not in value
         assert value["sources"][0]["status"] == "missing"
-    restart(traffic.server, PROMETHEUS_URL="")
 
 
 # If PROMETHEUS_URL is not set, the service defaults to http://prometheus-server.monitoring.svc.cluster.local.
@@ -476,7 +478,7 @@ def test_set_loki_url_to_enable_loki(traffic: Traffic, shipped: str) -> None:
 
 def test_otherwise_the_system_takes_its_own_records(traffic: Traffic) -> None:
     # A step beyond the page: records are as durable as Loki, and know users and ways in.
-    restart(traffic.server, LOKI_URL="")
+    restart(traffic.server, LOKI_URL="", PROMETHEUS_URL="")
     assert traffic.get(ADMIN, "/system/metrics")["sources"][0]["name"] == "request-records"
 
 
@@ -493,7 +495,6 @@ def test_a_loki_that_does_not_answer_is_flagged_and_never_a_silent_zero(traffic:
         ADMIN, "GET", "/system/metrics/breakdown", params={"group_by": "user", "format": "csv"}
     )
     assert answer.status_code == 503
-    restart(traffic.server, LOKI_URL="")
 
 
 # LOKI_QUERY (default uses {{namespace}} and {{app}}; if you add {{service}}, prefer a regex matcher like
