@@ -57,6 +57,8 @@ def traffic(
             made.round()
             assert made.call(OWNERS["delta"], "DELETE", "/system/services/delta").status_code == 204
             yield made
+            # Its replica would outlive the server.
+            assert made.call(OWNERS[EXPOSED], "DELETE", f"/system/services/{EXPOSED}").status_code == 204
 
 
 def restart(server: Server, **settings: str) -> None:
