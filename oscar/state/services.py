@@ -217,8 +217,12 @@ class Services:
         ).order_by(services.c.name, services.c.owner)
         if owner is not None:
             query = query.where(services.c.owner == owner)
+        # Of thousands of rows, values by place take half the time of values by name.
         return await self._store.read(
-            lambda connection: [self._row(row) for row in connection.execute(query)]
+            lambda connection: [
+                ServiceRow(of, name, whose, definition, self._token(sealed), *rest)
+                for of, name, whose, definition, sealed, *rest in connection.execute(query).all()
+            ]
         )
 
     async def delete(
@@ -286,13 +290,16 @@ class Services:
             "updated": now_ms(),
         }
 
+    def _token(self, sealed: bytes) -> str:
+        return self._sealer.open(sealed, "services.token").decode()
+
     def _row(self, row: Any, *, secrets: bool = False) -> ServiceRow:
         return ServiceRow(
             id=row.id,
             name=row.name,
             owner=row.owner,
             definition=row.definition,
-            token=self._sealer.open(row.token_sealed, "services.token").decode(),
+            token=self._token(row.token_sealed),
             generation=row.generation,
             created=row.created,
             updated=row.updated,
