@@ -29,6 +29,7 @@ from oscar.core import services as service_rules
 from oscar.core.countries import Countries
 from oscar.core.delegation import Delegator
 from oscar.core.dispatcher import Dispatcher
+from oscar.core.executions import Executions
 from oscar.core.leading import Leader
 from oscar.core.members import Members
 from oscar.core.platform import Figures, Platform, Signals
@@ -219,7 +220,11 @@ def _platform(
         objects=opened.own.objects,
         buckets=opened.own.buckets,
         upkeep=opened.own.upkeep,
-        events=Events(store),
+        events=Events(
+            store,
+            # What a store of its own reports; the lines of ours are written by its own process.
+            on_jobs=Executions(as_json=settings.log_json, keep=settings.server_log / "uploads.log").uploads,
+        ),
         events_tokens=events_tokens(settings, store.sealer),
         servers=Servers(store),
         place=opened.place if engine.bound else "",
