@@ -237,6 +237,7 @@ def _platform(
         exposures=Exposures(store),
         exposes=engine.exposes,
         paces=engine.paces,
+        withdraws=engine.withdraws,
         nodes=engine.nodes,
         keeps_quotas=engine.quotas,
         reconciles=engine.reconciles,
@@ -274,10 +275,12 @@ async def _dispatch(platform: Platform, *, alone: bool) -> None:
             await service_rules.apply_all(platform)
             delegator = Delegator(platform, alone=alone)
             async with asyncio.TaskGroup() as group:
-                group.create_task(Dispatcher(platform, alone=alone, delegator=delegator).run())
+                dispatcher = Dispatcher(platform, alone=alone, delegator=delegator)
+                group.create_task(dispatcher.run())
                 group.create_task(delegator.run())
                 if settings.rescheduler_enable:
-                    rescheduler = Rescheduler(delegator, interval=settings.rescheduler_interval)
+                    looks = (delegator.reschedule, dispatcher.withdraw)
+                    rescheduler = Rescheduler(*looks, interval=settings.rescheduler_interval)
                     group.create_task(rescheduler.run())
         except Exception:
             # A bug in one job's way must not stop all others: said loudly, begun again.
