@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,15 +92,18 @@ def without_secrets(text: str) -> str:
     return _SECRETS.sub(r"\1***", text)
 
 
-def entries(folder: Path, *, before: bool = False) -> list[Entry]:
+def entries(folder: Path, *, before: bool = False, parts: Collection[str] | None = None) -> list[Entry]:
     """All entries of all parts in the order of time.
 
     Args:
         folder: where the parts' files are.
         before: only those of the earlier files.
+        parts: only those of these parts, by the names of their files.
     """
     found = []
     files = sorted(folder.glob("*.log.1")) + ([] if before else sorted(folder.glob("*.log")))
+    if parts is not None:
+        files = [file for file in files if file.name.removesuffix(".1") in parts]
     for file in files:
         for line in file.read_bytes().splitlines():
             try:

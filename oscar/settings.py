@@ -409,7 +409,10 @@ class Settings(BaseSettings):
         ge=0,
     )
     requests_ttl: int = _env(
-        "OSCAR_REQUESTS_TTL", 34_560_000, "Seconds that records of requests are kept (400 days)", ge=1
+        "OSCAR_REQUESTS_TTL",
+        34_560_000,
+        "Seconds that records of requests are kept (400 days); 0: none, and metrics are counted in the server's log",
+        ge=0,
     )
     country_database: Path | None = _env(
         "OSCAR_COUNTRY_DATABASE", None, "File in MMDB format that tells the country of an address"

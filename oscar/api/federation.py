@@ -5,6 +5,7 @@ Calls `core.federation`.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 from oscar.api.answers import CopyToken, Members, Replicas, SignedResult, shaped
 from oscar.api.deps import C, Owner, P, body_of, counted, get_platform, problems, read_json, read_model
 from oscar.core import federation
-from oscar.core.federation import NEW, OLD, Wanted
+from oscar.core.federation import NEW, OLD, Form, Wanted
 from oscar.model.federation import Cluster, Replica
 from oscar.model.storage import StorageProviders
 
@@ -44,123 +45,63 @@ class ReplicasRequest(BaseModel):
     storage_providers: StorageProviders = StorageProviders()
 
 
-_NEW, _OLD = body_of(FederationRequest), body_of(ReplicasRequest)
-
 Key = Annotated[str, Header(alias="X-Federation-Key", description="The copy's key", max_length=200)]
 
 
-@router.get(
+Change = Callable[..., Awaitable[dict[str, Any]]]
+
+
+def _family(path: str, form: Form, *, shape: type[BaseModel], body: type[BaseModel], many: str) -> None:
+    """The routes of one of the two: they differ in their words."""
+
+    async def read(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
+        return await federation.read(p, caller, serviceName, form, owner=owner)
+
+    def changing(change: Change) -> Change:
+        async def route(
+            p: P,
+            caller: C,
+            request: Request,
+            serviceName: str,  # noqa: N803
+            owner: Owner = None,
+        ) -> dict[str, Any]:
+            return await change(p, caller, serviceName, partial(read_json, request), form, owner=owner)
+
+        return route
+
+    name = form.members
+    router.add_api_route(
+        path,
+        read,
+        methods=["GET"],
+        name=f"read_{name}",
+        summary=f"Get {many} for a service",
+        responses={**shaped(shape), **_READING},
+    )
+    for method, change, summary in (
+        ("POST", federation.add, f"Add {many} to a service"),
+        ("PUT", federation.update, f"Update {many} in a service"),
+        ("DELETE", federation.remove, f"Delete {many} from a service"),
+    ):
+        router.add_api_route(
+            path,
+            changing(change),
+            methods=[method],
+            name=f"{change.__name__}_{name}",
+            summary=summary,
+            responses={**shaped(shape), **_CHANGING},
+            openapi_extra=body_of(body),
+        )
+
+
+_family(
     "/system/federation/{serviceName}",
-    summary="Get federation members for a service",
-    responses={**shaped(Members), **_READING},
+    NEW,
+    shape=Members,
+    body=FederationRequest,
+    many="federation members",
 )
-async def read_members(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
-    return await federation.read(p, caller, serviceName, NEW, owner=owner)
-
-
-@router.get(
-    "/system/replicas/{serviceName}",
-    summary="Get replicas for a service",
-    responses={**shaped(Replicas), **_READING},
-)
-async def read_replicas(p: P, caller: C, serviceName: str, owner: Owner = None) -> dict[str, Any]:  # noqa: N803
-    return await federation.read(p, caller, serviceName, OLD, owner=owner)
-
-
-@router.post(
-    "/system/federation/{serviceName}",
-    summary="Add federation members to a service",
-    responses={**shaped(Members), **_CHANGING},
-    openapi_extra=_NEW,
-)
-async def add_members(
-    p: P,
-    caller: C,
-    request: Request,
-    serviceName: str,  # noqa: N803
-    owner: Owner = None,
-) -> dict[str, Any]:
-    return await federation.add(p, caller, serviceName, partial(read_json, request), NEW, owner=owner)
-
-
-@router.post(
-    "/system/replicas/{serviceName}",
-    summary="Add replicas to a service",
-    responses={**shaped(Replicas), **_CHANGING},
-    openapi_extra=_OLD,
-)
-async def add_replicas(
-    p: P,
-    caller: C,
-    request: Request,
-    serviceName: str,  # noqa: N803
-    owner: Owner = None,
-) -> dict[str, Any]:
-    return await federation.add(p, caller, serviceName, partial(read_json, request), OLD, owner=owner)
-
-
-@router.put(
-    "/system/federation/{serviceName}",
-    summary="Update federation members in a service",
-    responses={**shaped(Members), **_CHANGING},
-    openapi_extra=_NEW,
-)
-async def update_members(
-    p: P,
-    caller: C,
-    request: Request,
-    serviceName: str,  # noqa: N803
-    owner: Owner = None,
-) -> dict[str, Any]:
-    return await federation.update(p, caller, serviceName, partial(read_json, request), NEW, owner=owner)
-
-
-@router.put(
-    "/system/replicas/{serviceName}",
-    summary="Update replicas of a service",
-    responses={**shaped(Replicas), **_CHANGING},
-    openapi_extra=_OLD,
-)
-async def update_replicas(
-    p: P,
-    caller: C,
-    request: Request,
-    serviceName: str,  # noqa: N803
-    owner: Owner = None,
-) -> dict[str, Any]:
-    return await federation.update(p, caller, serviceName, partial(read_json, request), OLD, owner=owner)
-
-
-@router.delete(
-    "/system/federation/{serviceName}",
-    summary="Delete federation members from a service",
-    responses={**shaped(Members), **_CHANGING},
-    openapi_extra=_NEW,
-)
-async def delete_members(
-    p: P,
-    caller: C,
-    request: Request,
-    serviceName: str,  # noqa: N803
-    owner: Owner = None,
-) -> dict[str, Any]:
-    return await federation.remove(p, caller, serviceName, partial(read_json, request), NEW, owner=owner)
-
-
-@router.delete(
-    "/system/replicas/{serviceName}",
-    summary="Delete replicas from a service",
-    responses={**shaped(Replicas), **_CHANGING},
-    openapi_extra=_OLD,
-)
-async def delete_replicas(
-    p: P,
-    caller: C,
-    request: Request,
-    serviceName: str,  # noqa: N803
-    owner: Owner = None,
-) -> dict[str, Any]:
-    return await federation.remove(p, caller, serviceName, partial(read_json, request), OLD, owner=owner)
+_family("/system/replicas/{serviceName}", OLD, shape=Replicas, body=ReplicasRequest, many="replicas")
 
 
 @router.post(

@@ -24,6 +24,7 @@ from oscar.compute.base import (
     Measures,
     Paces,
     Reconciles,
+    Withdraws,
 )
 from oscar.errors import EngineMissing
 from oscar.model.quota import Limits
@@ -48,6 +49,7 @@ class Engine:
     holds: HasVolumes | None = None
     exposes: Exposes | None = None
     paces: Paces | None = None
+    withdraws: Withdraws | None = None
     nodes: HasNodes | None = None
     quotas: HasQuotas | None = None
     reconciles: Reconciles | None = None
@@ -262,6 +264,7 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
         exposes=exposes,
         holds=volumes,
         paces=compute,
+        withdraws=compute,
         nodes=compute,
         quotas=compute,
         reconciles=compute,

@@ -1,7 +1,8 @@
 """Where metrics come from: from settings to the sources.
 
-Called by `lifespan`. Requests come from Loki where `LOKI_URL` is set, else from our own records; CPU and GPU hours from
-Prometheus where `PROMETHEUS_URL` is set or the engine is Kubernetes, else from the accounting of our engines.
+Called by `lifespan`. Requests come from Loki where `LOKI_URL` is set, else from our own records, else, where none are
+kept, from the server's own log. CPU and GPU hours come from Prometheus where `PROMETHEUS_URL` is set or the engine is
+Kubernetes, else from the accounting of our engines.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from oscar.sources.templates import regex
 from oscar.state.metrics import RecordedRequests
 from oscar.state.store import Store
 from oscar.state.usage_hours import UsedHours
+
+_USAGE_S = 34_560_000
+"""Seconds that hours of CPU are kept where no requests are."""
 
 
 def open_figures(
@@ -36,10 +40,24 @@ def open_figures(
         stack: closes what is opened.
     """
     recorded = RecordedRequests(store, keep=settings.requests_ttl)
-    used = UsedHours(store, keep=settings.requests_ttl)
-    requests = _loki(settings, country_of, stack) if settings.loki_url else recorded
+    used = UsedHours(store, keep=settings.requests_ttl or _USAGE_S)
+    requests: RequestSource = recorded
+    if settings.loki_url:
+        requests = _loki(settings, country_of, stack)
+    elif not settings.requests_ttl:
+        requests = _own_log(settings, country_of, alone=store.is_sqlite)
     usage = _prometheus(settings, stack) if settings.prometheus else used
     return Figures(requests, usage, recorded, used, measures)
+
+
+def _own_log(settings: Settings, country_of: Callable[[str], str], *, alone: bool) -> RequestSource:
+    from oscar.sources import own_log
+    from oscar.sources.lines import LogRequests
+
+    def lines(name: str) -> own_log.OwnLog:
+        return own_log.OwnLog(settings.server_log, name=name, alone=alone)
+
+    return LogRequests(lambda: lines(own_log.CALLS), lambda: lines(own_log.EXPOSED), country_of)
 
 
 def _loki(

@@ -29,6 +29,7 @@ from oscar.core import services as service_rules
 from oscar.core.countries import Countries
 from oscar.core.delegation import Delegator
 from oscar.core.dispatcher import Dispatcher
+from oscar.core.executions import Executions
 from oscar.core.leading import Leader
 from oscar.core.members import Members
 from oscar.core.platform import Figures, Platform, Signals
@@ -219,7 +220,11 @@ def _platform(
         objects=opened.own.objects,
         buckets=opened.own.buckets,
         upkeep=opened.own.upkeep,
-        events=Events(store),
+        events=Events(
+            store,
+            # What a store of its own reports; the lines of ours are written by its own process.
+            on_jobs=Executions(as_json=settings.log_json, keep=settings.server_log / "uploads.log").uploads,
+        ),
         events_tokens=events_tokens(settings, store.sealer),
         servers=Servers(store),
         place=opened.place if engine.bound else "",
@@ -232,6 +237,7 @@ def _platform(
         exposures=Exposures(store),
         exposes=engine.exposes,
         paces=engine.paces,
+        withdraws=engine.withdraws,
         nodes=engine.nodes,
         keeps_quotas=engine.quotas,
         reconciles=engine.reconciles,
@@ -269,10 +275,12 @@ async def _dispatch(platform: Platform, *, alone: bool) -> None:
             await service_rules.apply_all(platform)
             delegator = Delegator(platform, alone=alone)
             async with asyncio.TaskGroup() as group:
-                group.create_task(Dispatcher(platform, alone=alone, delegator=delegator).run())
+                dispatcher = Dispatcher(platform, alone=alone, delegator=delegator)
+                group.create_task(dispatcher.run())
                 group.create_task(delegator.run())
                 if settings.rescheduler_enable:
-                    rescheduler = Rescheduler(delegator, interval=settings.rescheduler_interval)
+                    looks = (delegator.reschedule, dispatcher.withdraw)
+                    rescheduler = Rescheduler(*looks, interval=settings.rescheduler_interval)
                     group.create_task(rescheduler.run())
         except Exception:
             # A bug in one job's way must not stop all others: said loudly, begun again.

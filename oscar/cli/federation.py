@@ -6,6 +6,7 @@ cluster is, and its account, come from the file of clusters.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ import typer
 from oscar.cli import output
 from oscar.cli.clusters_file import ClustersFile
 from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, client, clusters_file, run
+from oscar.client import Client
 from oscar.errors import Misuse
 
 group = typer.Typer(help="Other clusters that take a service's jobs.", no_args_is_help=True)
@@ -37,13 +39,7 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Show the topology and the members, and which of them have not taken the last change yet."""
-    server = client(cluster, config)
-
-    async def work() -> dict[str, Any]:
-        async with server:
-            return await server.federation(service, owner=owner)
-
-    _show(run(work()), as_json=as_json)
+    _show(client(cluster, config), lambda server: server.federation(service, owner=owner), as_json=as_json)
 
 
 @group.command("add")
@@ -57,15 +53,13 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Add members; of a star or a mesh each gets a copy of the service."""
-    server = client(cluster, config)
     listed = [_member(text) | {"priority": priority} for text in members]
     clusters = _clusters(listed, clusters_file(config))
-
-    async def work() -> dict[str, Any]:
-        async with server:
-            return await server.add_members(service, listed, clusters=clusters, owner=owner)
-
-    _show(run(work()), as_json=as_json)
+    _show(
+        client(cluster, config),
+        lambda server: server.add_members(service, listed, clusters=clusters, owner=owner),
+        as_json=as_json,
+    )
 
 
 @group.command("update")
@@ -82,17 +76,13 @@ def update(
     as_json: JsonOption = False,
 ) -> None:
     """Replace a member, or give it another priority."""
-    server = client(cluster, config)
-    new = _member(to or member) | {"priority": priority}
+    old, new = _member(member), _member(to or member) | {"priority": priority}
     clusters = _clusters([new], clusters_file(config))
-
-    async def work() -> dict[str, Any]:
-        async with server:
-            return await server.update_members(
-                service, [_member(member)], [new], clusters=clusters, owner=owner
-            )
-
-    _show(run(work()), as_json=as_json)
+    _show(
+        client(cluster, config),
+        lambda server: server.update_members(service, [old], [new], clusters=clusters, owner=owner),
+        as_json=as_json,
+    )
 
 
 @group.command("remove")
@@ -106,15 +96,12 @@ def remove(
     as_json: JsonOption = False,
 ) -> None:
     """Remove members with their copies of the service; services that are no copies are never touched."""
-    server = client(cluster, config)
-
-    async def work() -> dict[str, Any]:
-        async with server:
-            return await server.remove_members(
-                service, [_member(text) for text in members], delete=not keep, owner=owner
-            )
-
-    _show(run(work()), as_json=as_json)
+    listed = [_member(text) for text in members]
+    _show(
+        client(cluster, config),
+        lambda server: server.remove_members(service, listed, delete=not keep, owner=owner),
+        as_json=as_json,
+    )
 
 
 def _member(text: str) -> dict[str, Any]:
@@ -141,7 +128,14 @@ def _clusters(members: list[dict[str, Any]], file: ClustersFile) -> dict[str, An
     }
 
 
-def _show(federation: dict[str, Any], *, as_json: bool) -> None:
+def _show(server: Client, ask: Callable[[Client], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:
+    """Ask, and print the federation that is answered."""
+
+    async def work() -> dict[str, Any]:
+        async with server:
+            return await ask(server)
+
+    federation = run(work())
     if as_json:
         output.as_json(federation)
         return

@@ -388,6 +388,21 @@ class Paces(Protocol):
         """How much; answers at once."""
 
 
+class Withdraws(Protocol):
+    """The ability to take back what it was given and has no place for, so that it can run elsewhere."""
+
+    async def withdraw(self, name: str) -> bool:
+        """Have a run never begin.
+
+        Returns:
+            True only if its script certainly has not begun and never will; the run ends then as `Trouble.OUR`, and
+            is to be forgotten. False: it has a place already, has begun, or is not known.
+
+        Raises:
+            OscarError: whether it will begin is not known.
+        """
+
+
 class HasNodes(Protocol):
     """The ability to run on several machines."""
 

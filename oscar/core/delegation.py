@@ -148,10 +148,14 @@ class Delegator:
             return False
         if await self._room.take(service) or not await self._p.delegations.due(job.id):
             return False
-        begun = await self._p.delegations.begin(job, self._id, lease=LEASE_S)
+        await self.take(job)
+        return True
+
+    async def take(self, job: Job, *, withdrawn: bool = False) -> None:
+        """Take over a job that was claimed to run here and certainly does not; `withdrawn`: not any more."""
+        begun = await self._p.delegations.begin(job, self._id, lease=LEASE_S, withdrawn=withdrawn)
         if begun is not None:
             self._begin(begun)
-        return True
 
     async def relieve(self) -> None:
         """No job can be claimed, all places are taken: those that wait may go to members. By the resource manager."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from oscar import telemetry
-from oscar.compute.base import Phase, Run, RunState
+from oscar.compute.base import Phase, Run, RunState, Withdraws
 from oscar.core import callbacks, jobs, providers, quotas, services, traces
 from oscar.core.delegation import Delegator
 from oscar.core.platform import Known, Platform
 from oscar.errors import BadRequest, OscarError, RunNotFound
-from oscar.model.job import FINAL, MAX_HOPS, Job, JobState, RetryPolicy, Trouble, judge
+from oscar.model.job import FINAL, MAX_HOPS, REMOTE, Job, JobState, RetryPolicy, Trouble, judge
 from oscar.state.usage_hours import Used
 
 log = telemetry.get("dispatcher")
@@ -34,6 +34,8 @@ _TIDY_S = 300.0
 _BATCH = 16
 """Jobs that are claimed at once."""
 
+_OVER = {*FINAL, *REMOTE, JobState.QUEUED}
+"""States of a job whose latest run here is over."""
 _PHASES = {
     Phase.SUBMITTED: JobState.SUBMITTED,
     Phase.RUNNING: JobState.RUNNING,
@@ -220,6 +222,37 @@ class Dispatcher:
         self._p.signals.work.set()
         return True
 
+    async def withdraw(self) -> None:
+        """What the engine was given and has had no place for too long goes to members. By the rescheduler."""
+        if self._p.withdraws is None or self._delegator is None:
+            return
+        threshold = float(self._p.settings.rescheduler_threshold)
+        for job in await self._p.delegations.stuck(self._id, limit=_BATCH, threshold=threshold):
+            await self._withdraw(job, self._p.withdraws, self._delegator)
+
+    async def _withdraw(self, job: Job, engine: Withdraws, delegator: Delegator) -> None:
+        held = self._held.pop(job.run_name, None)
+        if held is None:
+            return
+        withdrawn = False
+        try:
+            withdrawn = await engine.withdraw(job.run_name)
+        finally:
+            if not withdrawn:
+                # What was told of it meanwhile is heard now.
+                self._held[job.run_name] = held
+                if early := self._early.pop(job.run_name, None):
+                    self._spawn(self._on_state(early))
+        if withdrawn:
+            log.info("the engine has no place for it", job=job.id, attempt=job.attempt)
+            self._policies.pop(job.run_name, None)
+            self._held_back.discard(job.run_name)
+            await self._insisting(lambda: delegator.take(job, withdrawn=True))
+            if job.run_name in self._early:
+                # Its end was told before the job was theirs.
+                self._spawn(self._forget_unknown(job.run_name))
+            self._p.signals.work.set()
+
     async def _cancel(self) -> None:
         for job in await self._p.jobs.cancellations(self._id):
             await self._p.compute.cancel(job.run_name)
@@ -281,7 +314,7 @@ class Dispatcher:
     async def _forget_unknown(self, name: str) -> None:
         # A run that ended and whose row is settled or gone: the crash came between settling and forgetting.
         job = await self._p.jobs.get(name.rpartition("-")[0])
-        if job is None or job.run_name != name or job.state in FINAL or job.state is JobState.QUEUED:
+        if job is None or job.run_name != name or job.state in _OVER:
             self._early.pop(name, None)
             await self._p.compute.forget(name)
 

@@ -19,6 +19,7 @@ from oscar.compute.base import (
     Measures,
     Paces,
     Reconciles,
+    Withdraws,
 )
 from oscar.core.leading import Leader
 from oscar.core.members import Members
@@ -174,6 +175,8 @@ class Platform:
     """No other server can work on this Store: it is a file."""
     paces: Paces | None = None
     """The engine's ability to say how much it would begin now."""
+    withdraws: Withdraws | None = None
+    """Its ability to take back what it has no place for."""
     nodes: HasNodes | None = None
     """Its ability to run on several machines."""
     keeps_quotas: HasQuotas | None = None

@@ -95,7 +95,7 @@ class Recorder:
     def add(self, incoming: Incoming, *, status: int, seconds: float) -> None:
         """Take the record of an answered request; those that reached no service leave none."""
         service = incoming.service
-        if service is None or incoming.kind is None:
+        if service is None or incoming.kind is None or not self._keep:
             return
         if len(self._waiting) >= _MOST:
             # Only when the database has failed for minutes; memory is worth more than the records then.

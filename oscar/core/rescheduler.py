@@ -1,15 +1,16 @@
 """The rescheduler: jobs of services with replicas that wait for longer than their threshold go to a member.
 
-Started by `app.lifespan` when `RESCHEDULER_ENABLE` is set; calls `core.delegation`. A job is taken by one statement
-that only a waiting one passes, so a job that starts meanwhile stays here. Jobs that wait for a quota wait too.
+Started by `app.lifespan` when `RESCHEDULER_ENABLE` is set; calls `core.delegation` and `core.dispatcher`. A job is
+taken by one statement that only a waiting one passes, so a job that starts meanwhile stays here; one that the engine
+has already must be given back by it first. Jobs that wait for a quota wait too.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from oscar import telemetry
-from oscar.core.delegation import Delegator
 from oscar.errors import OscarError
 
 log = telemetry.get("rescheduler")
@@ -18,9 +19,9 @@ log = telemetry.get("rescheduler")
 class Rescheduler:
     """Looks at the queue every so many seconds, whatever the last look came to. `run` works until it is cancelled."""
 
-    def __init__(self, delegator: Delegator, *, interval: float) -> None:
-        """Hand jobs to that delegator."""
-        self._delegator = delegator
+    def __init__(self, *looks: Callable[[], Awaitable[object]], interval: float) -> None:
+        """Take those looks, in their order: the delegator's at the queue, the dispatcher's at the engine."""
+        self._looks = looks
         self._interval = interval
 
     async def run(self) -> None:
@@ -28,7 +29,8 @@ class Rescheduler:
         while True:
             # First of all: an error must never make a loop without a pause.
             await asyncio.sleep(self._interval)
-            try:
-                await self._delegator.reschedule()
-            except OscarError as error:
-                log.warning("waiting jobs could not be looked at", error=error.message)
+            for look in self._looks:
+                try:
+                    await look()
+                except OscarError as error:
+                    log.warning("waiting jobs could not be looked at", error=error.message)

@@ -60,13 +60,21 @@ class Delegations:
 
     # From the queue.
 
-    async def begin(self, job: Job, owner: str, *, lease: float) -> Job | None:
-        """Take a job that was claimed to be run here, and certainly is not yet; None when it is not ours any more."""
+    async def begin(self, job: Job, owner: str, *, lease: float, withdrawn: bool = False) -> Job | None:
+        """Take a job that was claimed to be run here, and certainly is not; None when it is not ours any more.
+
+        Args:
+            job: as it was claimed.
+            owner: who takes it.
+            lease: seconds until another may take it over.
+            withdrawn: the engine was given it, and has given it back.
+        """
+        states = [JobState.SUBMITTING, *((JobState.SUBMITTED,) if withdrawn else ())]
         mine = (
             (jobs.c.id == job.id)
             & (jobs.c.attempt == job.attempt)
             & (jobs.c.lease_token == job.lease_token)
-            & (jobs.c.state == JobState.SUBMITTING.value)
+            & jobs.c.state.in_([state.value for state in states])
         )
         found = await self._store.write(lambda connection: self._take(connection, mine, owner, lease))
         return found[0] if found else None
@@ -83,26 +91,16 @@ class Delegations:
             threshold: only those that wait for longer than their service says, or than so many seconds where it says
                 nothing; None: as soon as they wait.
         """
-        again = sa.select(delegations.c.job_id).where(
-            delegations.c.job_id == jobs.c.id, delegations.c.next_try > now_ms()
-        )
         query = (
             sa.select(jobs.c.id)
             .join(services, services.c.id == jobs.c.service_id)
-            .where(
-                jobs.c.state == sa.literal_column("'queued'"),
-                services.c.delegates.is_not(None),
-                jobs.c.kind != "delegated",
-                jobs.c.next_try <= now_ms(),
-                ~again.exists(),
-            )
+            .where(jobs.c.state == sa.literal_column("'queued'"), *_movable(), jobs.c.next_try <= now_ms())
             .order_by(jobs.c.next_try, jobs.c.created, jobs.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True, of=jobs)
         )
         if threshold is not None:
-            limit_s = sa.func.coalesce(sa.func.nullif(services.c.delegates, 0), threshold)
-            query = query.where(now_ms() - jobs.c.next_try > limit_s * 1000)
+            query = query.where(_waits_longer(threshold))
 
         def work(connection: sa.Connection) -> list[Job]:
             ids = list(connection.execute(query).scalars())
@@ -112,6 +110,30 @@ class Delegations:
             return self._take(connection, waiting, owner, lease)
 
         return await self._store.write(work)
+
+    async def stuck(self, owner: str, *, limit: int, threshold: float) -> list[Job]:
+        """Jobs of a dispatcher that its engine was given, and whose scripts have not begun for too long.
+
+        Args:
+            owner: the dispatcher.
+            limit: at most so many.
+            threshold: as `begin_waiting`.
+        """
+        query = (
+            sa.select(jobs)
+            .join(services, services.c.id == jobs.c.service_id)
+            .where(
+                jobs.c.state == JobState.SUBMITTED.value,
+                jobs.c.lease_owner == owner,
+                jobs.c.cancel_requested.is_(False),
+                *_movable(),
+                _waits_longer(threshold),
+            )
+            .order_by(jobs.c.next_try, jobs.c.created, jobs.c.id)
+            .limit(limit)
+        )
+        rows = await self._store.read(lambda connection: connection.execute(query).all())
+        return [to_job(row) for row in rows]
 
     def _take(self, connection: sa.Connection, condition: Any, owner: str, lease: float) -> list[Job]:
         rows = connection.execute(
@@ -359,6 +381,20 @@ class Delegations:
 def _remote() -> Any:
     # Written out so that SQLite sees the partial index's own condition.
     return sa.literal_column("jobs.state IN ('delegating','delegated')", sa.Boolean)
+
+
+def _movable() -> list[Any]:
+    """Conditions on a job and its service: members may have it, and were not tried in vain a moment ago."""
+    again = sa.select(delegations.c.job_id).where(
+        delegations.c.job_id == jobs.c.id, delegations.c.next_try > now_ms()
+    )
+    return [services.c.delegates.is_not(None), jobs.c.kind != "delegated", ~again.exists()]
+
+
+def _waits_longer(threshold: float) -> Any:
+    """It waits for longer than its service says, or than so many seconds where that says nothing."""
+    limit_s = sa.func.coalesce(sa.func.nullif(services.c.delegates, 0), threshold)
+    return now_ms() - jobs.c.next_try > limit_s * 1000
 
 
 def _latest(one: Any, other: Any, *, sqlite: bool) -> Any:

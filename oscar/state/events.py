@@ -6,7 +6,7 @@ Called by `core.object_events` and `core.sweep`. An event is remembered by its k
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -57,9 +57,15 @@ class Input:
 class Events:
     """Statements on events."""
 
-    def __init__(self, store: Store) -> None:
-        """Work on that Store."""
+    def __init__(self, store: Store, *, on_jobs: Callable[[Sequence[NewJob]], None] | None = None) -> None:
+        """Work on that Store.
+
+        Args:
+            store: the database.
+            on_jobs: told of the jobs that events have made, when they are durable; must not block.
+        """
         self._store = store
+        self._on_jobs = on_jobs
         self._insert = sqlite.insert if store.is_sqlite else postgresql.insert
 
     async def inputs(self, bucket: str | None = None) -> list[Input]:
@@ -88,13 +94,16 @@ class Events:
             How many jobs are new.
         """
 
-        def work(connection: sa.Connection) -> int:
-            made = sum(self._made(connection, each) for each in wanted)
+        def work(connection: sa.Connection) -> list[NewJob]:
+            made = [each.job for each in wanted if self._made(connection, each)]
             for event in rejected:
                 connection.execute(sa.insert(rejected_events).values(**_row(event), time=now_ms()))
             return made
 
-        return await self._store.write(work)
+        jobs = await self._store.write(work)
+        if jobs and self._on_jobs is not None:
+            self._on_jobs(jobs)
+        return len(jobs)
 
     def _made(self, connection: sa.Connection, wanted: Wanted) -> bool:
         key = wanted.job.event_key or ""

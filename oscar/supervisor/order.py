@@ -31,6 +31,10 @@ LONGEST_REPORT = 4096
 _LONGEST_MESSAGE = 1500
 
 
+WITHDRAWN = "withdrawn"
+"""What a marker holds when nobody is to do the run."""
+
+
 class Marker(BaseModel):
     """An object that says which pod does this run: written once, by URLs that allow just that."""
 

@@ -26,7 +26,7 @@ from oscar.model.object import Producer
 from oscar.model.service import Service
 from oscar.objects.reach import reach_of
 from oscar.objects.s3 import S3Store
-from oscar.supervisor.order import PAYLOAD, SCRIPT, Order, Report, read_order
+from oscar.supervisor.order import PAYLOAD, SCRIPT, WITHDRAWN, Order, Report, read_order
 from oscar.supervisor.plan import Plan, function_config, plan
 from oscar.supervisor.providers import Clients, Providers
 from oscar.supervisor.stage import stage_in, stage_out
@@ -192,6 +192,8 @@ async def _mark(web: httpx2.AsyncClient, order: Order, pod: str) -> None:
         return
     # Our own mark, when the answer to it was lost or the container was started again.
     found = await _insist(lambda: web.get(marker.get))
+    if found.text == WITHDRAWN:
+        raise StorageError("the run was withdrawn before it began")
     if not pod or found.text != pod:
         raise StartedTwice(f"the run was begun by another pod ({found.text}) before")
 

@@ -458,7 +458,7 @@ def test_defect_20_trouble_of_the_database_makes_no_busy_loop() -> None:
             raise Unavailable("the database is gone")
 
     async def run() -> None:
-        rescheduler = Rescheduler(Broken(), interval=0.1)  # type: ignore[arg-type]
+        rescheduler = Rescheduler(Broken().reschedule, interval=0.1)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(rescheduler.run(), 0.55)
 

@@ -14,6 +14,8 @@ import httpx2
 import pytest
 from botocore.exceptions import ClientError
 
+from oscar.model.access_log import parse
+from oscar.model.request import RequestKind
 from tests import minio_world, real_minio
 from tests.acceptance.calls import at, client, create, jobs, objects, put
 from tests.minio_world import World
@@ -76,6 +78,12 @@ def test_an_upload_by_boto3_becomes_an_output(world: World, http: httpx2.Client)
     assert s3.get_object(Bucket=bucket, Key="out/a  b+é.txt")["Body"].read() == b"hello"
     until(lambda: succeeded(http, service))
     assert len(jobs(http, service)) == 1
+    # The line of the log that metrics can be counted from, as for an upload to the built-in store.
+    lines = [line for line in world.server.log.read_text().splitlines() if f"POST /job/{service}" in line]
+    assert len(lines) == 1
+    access = parse(lines[0])
+    assert access is not None
+    assert (access.status, access.address, access.target) == (201, "127.0.0.1", (RequestKind.ASYNC, service))
 
 
 def test_an_upload_that_minio_reports_is_a_request_of_who_uploaded(world: World, http: httpx2.Client) -> None:

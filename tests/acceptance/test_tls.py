@@ -20,8 +20,8 @@ from cryptography.x509.oid import NameOID
 from tests.server import Server, running
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for this machine's loopback address that vouches for itself, and its key."""
+def certificate(folder: Path, address: str = "127.0.0.1") -> tuple[Path, Path]:
+    """A certificate for this machine, at that address, which vouches for itself, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "oscar test")])
     now = dt.datetime.now(dt.UTC)
@@ -34,7 +34,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         .not_valid_before(now - dt.timedelta(hours=1))
         .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())

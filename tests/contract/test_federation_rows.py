@@ -90,6 +90,54 @@ def test_a_claimed_job_goes_only_as_long_as_it_is_ours_and_not_submitted(store: 
     run(work)
 
 
+def test_what_the_engine_has_and_does_not_begin_is_found_and_taken_when_it_gives_it_back(
+    store: Store,
+) -> None:
+    async def work() -> None:
+        jobs, given = Jobs(store), Delegations(store)
+        service_id = await service(store)
+        new = [job(service_id, 1), job(service_id, 2), job(service_id, 3, "delegated"), job(service_id, 4)]
+        await jobs.accept([*new, job(await service_of_another(store), 5)])
+        claimed = {each.id: each for each in await jobs.claim("d", total=9, lease=30)}
+        assert len(claimed) == 5
+        for number in (1, 3, 4, 5):
+            assert await jobs.advance(claimed[f"s-{number}"], JobState.SUBMITTED)
+        assert await jobs.advance(claimed["s-4"], JobState.RUNNING)
+        # Not what is being submitted, has begun, is of another cluster or of a service without members, or of others.
+        [stuck] = await given.stuck("d", limit=9, threshold=-1.0)
+        assert stuck.id == "s-1"
+        assert await given.stuck("d", limit=9, threshold=60.0) == []
+        assert await given.stuck("other", limit=9, threshold=-1.0) == []
+        taken = await given.begin(stuck, "x", lease=30, withdrawn=True)
+        assert taken is not None
+        assert (taken.state, taken.attempt) == (JobState.DELEGATING, 1)
+        assert await given.stuck("d", limit=9, threshold=-1.0) == []
+        assert not await jobs.advance(claimed["s-1"], JobState.RUNNING)
+        assert await given.begin(claimed["s-4"], "x", lease=30, withdrawn=True) is None
+        # When no member takes it, it is not taken back again at once.
+        assert await given.back(taken, "nobody has room", pause=60)
+        [again] = await jobs.claim("d", total=9, lease=30)
+        assert (again.id, again.attempt) == ("s-1", 2)
+        assert await jobs.advance(again, JobState.SUBMITTED)
+        assert await given.stuck("d", limit=9, threshold=-1.0) == []
+
+    run(work)
+
+
+async def service_of_another(store: Store) -> str:
+    return await Services(store).insert(
+        name="alone",
+        owner="ann",
+        definition="{}",
+        token="u",
+        secrets={},
+        inputs=(),
+        buckets=(),
+        concurrency=0,
+        delegates=None,
+    )
+
+
 async def _given(store: Store) -> tuple[Delegations, Any]:
     given = Delegations(store)
     service_id = await service(store)

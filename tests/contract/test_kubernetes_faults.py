@@ -477,6 +477,60 @@ def test_quotas_of_the_cluster_hold_runs_back_and_others_go_on(kubernetes_limite
     live(kubernetes_limited, scenario)
 
 
+def test_a_run_without_a_place_is_withdrawn_and_never_begins(machine: Machine) -> None:
+    async def scenario(server: Server, compute: KubernetesCompute) -> None:
+        order = server.order("echo begun", owner=OWNER, cpu="900")
+        await compute.submit(order)
+        await until(lambda: pods(compute, namespace(compute)))
+        assert await compute.withdraw(order.name)
+        end = await server.done(order.name)
+        assert (end.trouble, end.started) == (Trouble.OUR, None)
+        # Asked again, as when the answer was lost: it is over.
+        assert not await compute.withdraw(order.name)
+        said = await server.text(order.name)
+        assert "begun" not in said
+        assert said[-1] == "it found no place here, and was taken back"
+        await compute.forget(order.name)
+        await until(lambda: no_pods(compute))
+        assert not await compute.withdraw("nobodys-1")
+
+    live(machine, scenario)
+
+
+async def no_pods(compute: KubernetesCompute) -> bool:
+    return not await pods(compute, namespace(compute))
+
+
+def test_a_run_that_has_a_place_is_not_withdrawn(machine: Machine) -> None:
+    async def scenario(server: Server, compute: KubernetesCompute) -> None:
+        order = server.order("echo begun; sleep 3", owner=OWNER)
+        await compute.submit(order)
+        await server.running(order.name)
+        assert not await compute.withdraw(order.name)
+        assert (await server.done(order.name)).trouble is None
+
+    live(machine, scenario)
+
+
+def test_a_run_is_begun_or_withdrawn_and_never_both(machine: Machine) -> None:
+    async def scenario(server: Server, compute: KubernetesCompute) -> None:
+        async def one(number: int) -> bool:
+            order = server.order("echo begun", owner=OWNER)
+            await compute.submit(order)
+            # Somewhere between its making and its script: the marker decides, whatever the cluster does meanwhile.
+            await asyncio.sleep(number * 0.4)
+            claimed = await compute._launcher.claim(order.name)
+            end = await server.done(order.name)
+            assert ("begun" in await server.text(order.name)) is not claimed
+            assert end.trouble is (Trouble.OUR if claimed else None)
+            return claimed
+
+        found = await asyncio.gather(*map(one, range(10)))
+        assert set(found) == {True, False}
+
+    live(machine, scenario)
+
+
 def test_another_quota_is_applied(kubernetes_limited: Machine) -> None:
     async def scenario(server: Server, compute: KubernetesCompute) -> None:
         await compute.apply(server.order("true", owner=OWNER).service)

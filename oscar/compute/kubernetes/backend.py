@@ -1,4 +1,4 @@
-"""A Kubernetes cluster as an engine for jobs: implements `Compute`, `Paces`, `HasNodes`, `HasQuotas` and `Reconciles`.
+"""A Kubernetes cluster as an engine for jobs: implements `Compute` and several abilities of `compute.base`.
 
 Made by `app.engines`. Two watches (Jobs and pods) feed `runs`, from which all questions are answered; `launch` makes a
 run's objects, `collect` reads its log, `observed` says what its Job and pod mean. Several servers may work with one
@@ -273,6 +273,19 @@ class KubernetesCompute:
         run = self._runs.get(name)
         if run is not None and not run.is_done:
             await self._end(run, End(Trouble.CANCELLED, "cancelled", run.state.started))
+
+    async def withdraw(self, name: str) -> bool:
+        """See `Withdraws.withdraw`."""
+        run = self._runs.get(name)
+        if run is None or run.is_done or run.ending or run.state.phase is not Phase.SUBMITTED:
+            return False
+        if not (observed.waits(run.job, run.pod) and manifests.stages(run.job)):
+            return False
+        if not await self._launcher.claim(name):
+            return False
+        # What holds is the marker; that the cluster gives the place up may take as long as it likes.
+        self._spawn(self._end(run, End(Trouble.OUR, "it found no place here, and was taken back")))
+        return True
 
     async def forget(self, name: str) -> None:
         """See `Compute.forget`."""

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
+
 from oscar import telemetry
 from oscar.compute.base import Run
 from oscar.compute.kubernetes import manifests
@@ -21,17 +23,18 @@ from oscar.compute.kubernetes.kinds import JOB, SECRET
 from oscar.compute.kubernetes.manifests import Files, Place, Staging
 from oscar.compute.kubernetes.names import INSTALLATION, Names, object_name
 from oscar.compute.kubernetes.tenancy import Tenancy
-from oscar.errors import BadRequest, EngineError, OscarError
+from oscar.errors import BadRequest, EngineError, OscarError, StorageError
 from oscar.model.storage import MinIOProvider
 from oscar.model.user import ADMIN
 from oscar.objects.base import ObjectStore
 from oscar.objects.s3 import S3Store
-from oscar.supervisor.order import Marker, Order, size_of, without_users_secrets
+from oscar.supervisor.order import WITHDRAWN, Marker, Order, size_of, without_users_secrets
 from oscar.supervisor.plan import plan, service_environment
 
 log = telemetry.get("kubernetes")
 
 _PAUSE_S = 1.0
+_CLAIM_S = 10.0
 _FITS = 700_000
 """Bytes in base64 that go into a Secret; etcd takes 1.5 MiB, and the API server 1 MiB of data."""
 _URL_S = 7 * 24 * 3600
@@ -145,6 +148,27 @@ class Launcher:
         """Remove what the run has left in the own store, but its log. Silent if absent."""
         for key in (_marker(name), _body(name, "payload"), _body(name, "script")):
             await self._wares.store.delete(self._wares.bucket, key)
+
+    async def claim(self, name: str) -> bool:
+        """Set the run's marker in the place of its pod, which can't begin then; False when the pod has set it.
+
+        Raises:
+            StorageError: nobody knows which.
+        """
+        marker = await self._mark(name)
+        own = await self._wares.keys(ADMIN)
+        try:
+            async with httpx2.AsyncClient(verify=own.verify, timeout=_CLAIM_S, trust_env=False) as web:
+                headers = {"If-None-Match": "*"}
+                answer = await web.put(marker.put, content=WITHDRAWN.encode(), headers=headers)
+                if answer.status_code == httpx2.codes.PRECONDITION_FAILED:
+                    # Our own, when an earlier answer was lost.
+                    return (await web.get(marker.get)).text == WITHDRAWN
+        except httpx2.HTTPError as error:
+            raise StorageError(f"the own store does not answer: {type(error).__name__}") from error
+        if not answer.is_success:
+            raise StorageError(f"the own store answered {answer.status_code}")
+        return True
 
     async def _complete(self, run: Run, job: Body, files: Files, environment: dict[str, str]) -> None:
         namespace = job["metadata"]["namespace"]

@@ -91,6 +91,12 @@ class Files:
         return {name: content for name, content in found.items() if content is not None}
 
 
+def stages(job: Body) -> bool:
+    """Whether the run begins in a container of ours, which asks for its marker first."""
+    inits = job["spec"]["template"]["spec"].get("initContainers") or ()
+    return any(each["name"] == STAGE_IN for each in inits)
+
+
 def job(names: Names, run: Run, place: Place, files: Files, environment: Mapping[str, str]) -> Body:
     """The Job of a run.
 
