@@ -18,6 +18,7 @@ from _pytest.terminal import TerminalReporter
 from oscar import telemetry
 from tests import images, postgres
 from tests import server as servers
+from tests.cluster import images as cluster_images
 from tests.cluster import session as cluster_session
 from tests.cluster.cluster import Cluster
 from tests.cluster.parts import PartMissing
@@ -159,8 +160,11 @@ def user_image(container_engine: str) -> str:
 
 @pytest.fixture(scope="session")
 def kubernetes() -> Cluster:
-    """A real Kubernetes, one for the whole run: make names of your own in it."""
+    """A real Kubernetes, one for the whole run, whose node has the server's image: make names of your own in it."""
     try:
-        return cluster_session.get()
+        cluster = cluster_session.get()
+        if cluster.place is not None:
+            cluster.load(cluster_images.server())
     except PartMissing as missing:
         pytest.skip(str(missing))
+    return cluster

@@ -1,7 +1,8 @@
-"""What this machine can do as a home for functions, and what is missing: `oscar doctor`.
+"""What this machine, or the cluster, can do as a home for functions, and what is missing: `oscar doctor`.
 
-Called by the CLI without a server. Tries each engine by running something in it (`compute.local.detect`), looks at
-the disk and at the ports. Changes nothing that lasts, but for a tiny image in the container engines.
+Called by the CLI without a server. Tries each engine by running something in it (`compute.local.detect`), or looks at
+the cluster that the settings name (`compute.kubernetes.survey`), then at the disk and at the ports. Changes nothing
+that lasts, but for a tiny image in the container engines.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from oscar.compute.local import machine
 from oscar.compute.local.detect import ORDER, Place, Trial, try_all
@@ -45,6 +47,34 @@ class Finding:
 
 async def report(settings: Settings) -> list[Finding]:
     """Look at everything; what is wanted and does not work has the level `missing`."""
+    findings = await (_cluster(settings) if settings.engine == "kubernetes" else _machine(settings))
+    findings += await asyncio.to_thread(_disk, settings)
+    findings += [
+        _port("API", settings.host, settings.port, "OSCAR_SERVICE_PORT"),
+        _port("S3", settings.host, settings.s3_port, "OSCAR_S3_PORT"),
+    ]
+    return findings
+
+
+async def _cluster(settings: Settings) -> list[Finding]:
+    from oscar.compute.kubernetes.survey import Wish, survey
+
+    wish = Wish(
+        kubeconfig=settings.kubeconfig,
+        image=settings.image,
+        store=urlsplit(settings.s3_inside).hostname or settings.host,
+        kueue=settings.kueue,
+        knative=settings.serverless == "knative",
+        route_kind=settings.route_kind,
+        ingress_class=settings.ingress_class,
+        gateway=settings.gateway,
+        gateway_namespace=settings.gateway_namespace,
+        volume_class=settings.volume_class,
+    )
+    return [Finding(seen.topic, seen.level, seen.words, seen.fix) for seen in await survey(wish)]
+
+
+async def _machine(settings: Settings) -> list[Finding]:
     # Engines are tried where they will work: another disk may be mounted differently.
     base = settings.data if settings.data.is_dir() and os.access(settings.data, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix=".doctor", dir=base) as folder:
@@ -53,11 +83,6 @@ async def report(settings: Settings) -> list[Finding]:
         findings = [*_engines(trials, settings.engine)]
     cpu, memory = machine.size()
     findings.append(Finding("machine", "ok", f"{format_cpu(cpu)} cores, {memory / _GIB:.1f} GiB of memory"))
-    findings += await asyncio.to_thread(_disk, settings)
-    findings += [
-        _port("API", settings.host, settings.port, "OSCAR_SERVICE_PORT"),
-        _port("S3", settings.host, settings.s3_port, "OSCAR_S3_PORT"),
-    ]
     return findings
 
 

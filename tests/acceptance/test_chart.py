@@ -20,6 +20,7 @@ import httpx2
 import pytest
 import yaml
 
+from oscar.compute.kubernetes import survey
 from tests.cluster import images, parts
 from tests.cluster.addons import contour
 from tests.cluster.addons.manifests import program_image
@@ -80,6 +81,27 @@ def test_what_can_not_be_is_refused_with_its_name(words: str, said: str) -> None
     assert (done.returncode != 0, said in done.stderr) == (True, True), done.stderr
 
 
+@pytest.mark.parametrize("routes", ["ingress", "httproute"])
+def test_its_account_may_all_that_the_doctor_asks_for(routes: str) -> None:
+    words = ",".join(f"services.{part}" for part in (f"routes={routes}", "kueue=true", "knative=true"))
+    [role] = of(rendered(f"--set={words}"), "ClusterRole")
+    given = {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    asked = [*survey.RIGHTS, survey.KUEUE, survey.KNATIVE, survey.ROUTES[routes]]
+    needed = {
+        (group, resource, verb)
+        for group, resources, verbs in asked
+        for resource in resources
+        for verb in verbs
+    }
+    assert needed <= given, needed - given
+
+
 def test_nothing_secret_is_in_the_map_of_settings() -> None:
     objects = rendered(
         "--set=admin.password=planted,store.secretKey=planted,database.url=postgresql+psycopg://planted"
@@ -133,7 +155,7 @@ def password(cluster: Cluster, namespace: str) -> str:
 def installed(kubernetes: Cluster) -> Iterator[Installed]:
     kubernetes.add("dns", "storage", "contour")
     minio = program_image(Path(parts.printed("minio", "OSCAR_MINIO")).parent, "minio")
-    kubernetes.load(minio, images.server())
+    kubernetes.load(minio)
     namespace = f"oscar-{uuid.uuid4().hex[:6]}"
     repository, _, tag = images.SERVER.rpartition(":")
     values = {

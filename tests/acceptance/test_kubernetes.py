@@ -5,111 +5,32 @@ The server runs on this machine; pods reach its S3 server at the address that th
 
 from __future__ import annotations
 
-import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
-from minio import Minio
 
-from tests import computing, server
+from tests import on_cluster
 from tests.cluster.cluster import Cluster
+from tests.on_cluster import accepted, ended, http, job, objects, service, until
 from tests.server import Server
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
-PATIENCE = 300
-
-
-def free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
 
 @pytest.fixture(scope="module")
 def running(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose ports stay the same over its starts, as pods know them."""
-    prefix = f"oscar-{uuid.uuid4().hex[:8]}"
-    settings = {
-        "OSCAR_ENGINE": "kubernetes",
-        "OSCAR_HOST": kubernetes.host,
-        "OSCAR_SERVICE_PORT": str(free_port(kubernetes.host)),
-        "OSCAR_S3_PORT": str(free_port(kubernetes.host)),
-        "OSCAR_SERVICES_NAMESPACE": prefix,
-        "OSCAR_IMAGE": computing.SERVER_IMAGE,
-        "KUBECONFIG": str(kubernetes.kubeconfig),
-    }
-    with server.running(tmp_path_factory.mktemp("kubernetes") / "data", **settings) as started:
+    with on_cluster.running(kubernetes, tmp_path_factory.mktemp("kubernetes")) as started:
         yield started
-    names = kubernetes.kubectl("get", "namespaces", "-o", "name").split()
-    for name in names:
-        if name.startswith(f"namespace/{prefix}"):
-            kubernetes.kubectl("delete", name, "--wait=false")
 
 
 @pytest.fixture
 def client(running: Server) -> Iterator[httpx2.Client]:
     with http(running) as client:
         yield client
-
-
-def http(running: Server) -> httpx2.Client:
-    return httpx2.Client(base_url=running.endpoint, auth=(running.user, running.password), timeout=90)
-
-
-def service(client: httpx2.Client, script: str, **fields: Any) -> str:
-    name = f"s{uuid.uuid4().hex[:8]}"
-    definition = {
-        "name": name,
-        "image": computing.BUSYBOX,
-        "script": script,
-        "cpu": "50m",
-        "memory": "64Mi",
-        "log_level": "CRITICAL",
-        **fields,
-    }
-    answer = client.post("/system/services", json=definition)
-    assert answer.status_code == 201, answer.text
-    return name
-
-
-def accepted(client: httpx2.Client, name: str, body: bytes = b"{}") -> str:
-    answer = client.post(f"/job/{name}", content=body)
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["job_id"])
-
-
-def job(client: httpx2.Client, name: str, job_id: str) -> dict[str, Any]:
-    found = client.get(f"/system/jobs/{name}/{job_id}").json()
-    assert isinstance(found, dict)
-    return found
-
-
-def until(true: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, "it does not come about"
-        time.sleep(0.3)
-    return found
-
-
-def ended(client: httpx2.Client, name: str, job_id: str) -> dict[str, Any]:
-    found: dict[str, Any] = until(
-        lambda: (its := job(client, name, job_id))["status"] in {"Succeeded", "Failed"} and its
-    )
-    return found
-
-
-def objects(running: Server, client: httpx2.Client) -> Minio:
-    provider = client.get("/system/config").json()["minio_provider"]
-    return Minio(
-        running.s3.removeprefix("http://"), provider["access_key"], provider["secret_key"], secure=False
-    )
 
 
 def test_an_upload_runs_a_pod_whose_output_and_log_are_kept(
@@ -228,3 +149,41 @@ def test_a_server_that_is_killed_loses_nothing_and_runs_nothing_twice(
         stored = {each.object_name for each in objects(running, again).list_objects(bucket, "out/")}
         assert stored == {f"out/{job_id}" for job_id in jobs}
         until(lambda: not kubernetes.get("jobs", "-A", "-l", f"oscar_service={name}")["items"])
+
+
+WEB = """mkdir -p /tmp/www; echo "here is $OSCAR_SERVICE_NAME" > /tmp/www/index.html
+exec httpd -f -p "$OSCAR_BIND_ADDRESS:$PORT" -h /tmp/www
+"""
+
+
+@pytest.mark.long
+def test_a_namespace_that_is_deleted_by_hand_comes_back_with_all_that_is_in_it(
+    running: Server, client: httpx2.Client, kubernetes: Cluster
+) -> None:
+    user = f"eve-{uuid.uuid4().hex[:8]}"
+    web = service(client, WEB, owner=user, expose={"api_port": 8080, "max_scale": 1}, image_prefetch=True)
+    calls = service(client, "echo called", owner=user, synchronous={"min_scale": 1})
+    long = service(client, 'echo "begun $JOB_UUID"; sleep 600', owner=user)
+    shown = f"/system/services/{web}/exposed/"
+    until(lambda: client.get(shown).text == f"here is {web}\n")
+    assert client.post(f"/run/{calls}", content="{}").text == "called\n"
+    cut = accepted(client, long)
+    until(lambda: "begun" in client.get(f"/system/logs/{long}/{cut}").text)
+    prefix = running.settings["OSCAR_SERVICES_NAMESPACE"]
+    (place,) = [
+        each["metadata"]["name"]
+        for each in kubernetes.get("namespaces")["items"]
+        if each["metadata"]["name"].startswith(f"{prefix}-eve")
+    ]
+    kubernetes.kubectl("delete", "namespace", place, "--wait=false")
+    # What was running is told as lost, what comes after works as before.
+    found = ended(client, long, cut)
+    assert (found["status"], found["attempt"]) == ("Failed", 1), found
+    after = service(client, "echo again", owner=user)
+    assert ended(client, after, accepted(client, after))["status"] == "Succeeded"
+    until(lambda: client.get(shown).text == f"here is {web}\n")
+    until(lambda: client.post(f"/run/{calls}", content="{}").text == "called\n")
+    until(lambda: kubernetes.get("daemonsets", "-n", place)["items"])
+    assert kubernetes.get("networkpolicies", "-n", place)["items"]
+    log = client.get(f"/system/logs/{long}/{cut}").text
+    assert log.count(f"begun {cut}") == 1

@@ -161,8 +161,7 @@ class KubernetesCompute:
         await self.cluster.close()
 
     def _check_version(self) -> None:
-        found = re.match(r"v(\d+)\.(\d+)", self._version)
-        if not found or (int(found[1]), int(found[2])) < OLDEST:
+        if is_old(self._version):
             raise EngineMissing(
                 f"Kubernetes {self._version} is too old", fix=f"use v{OLDEST[0]}.{OLDEST[1]} or newer"
             )
@@ -611,6 +610,12 @@ class KubernetesCompute:
             except OscarError as error:
                 log.warning("not all could be put back", reason=error.message)
                 await asyncio.sleep(_PAUSE_S)
+
+
+def is_old(version: str) -> bool:
+    """Whether a version of Kubernetes, such as `v1.34.2`, lacks what runs need."""
+    found = re.match(r"v(\d+)\.(\d+)", version)
+    return not found or (int(found[1]), int(found[2])) < OLDEST
 
 
 def installation_bucket(installation: str) -> str:

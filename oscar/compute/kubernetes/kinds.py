@@ -54,4 +54,10 @@ HTTP_ROUTE = Kind("gateway.networking.k8s.io/v1", "httproutes", "HTTPRoute")
 KNATIVE_SERVICE = Kind("serving.knative.dev/v1", "services", "Service")
 INFERENCE_SERVICE = Kind("serving.kserve.io/v1beta1", "inferenceservices", "InferenceService")
 LLM_SERVICE = Kind("serving.kserve.io/v1alpha1", "llminferenceservices", "LLMInferenceService")
+GATEWAY = Kind("gateway.networking.k8s.io/v1", "gateways", "Gateway")
+INGRESS_CLASS = Kind("networking.k8s.io/v1", "ingressclasses", "IngressClass", namespaced=False)
+STORAGE_CLASS = Kind("storage.k8s.io/v1", "storageclasses", "StorageClass", namespaced=False)
+ACCESS_REVIEW = Kind(
+    "authorization.k8s.io/v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False
+)
 MIDDLEWARE = Kind("traefik.io/v1alpha1", "middlewares", "Middleware")
