@@ -135,6 +135,52 @@ def test_success() -> None:
     assert observed.state(job({"Complete": {}}), None).trouble is None
 
 
+SUSPENDED = job(spec={"suspend": True})
+
+
+def resumed(at: str) -> Body:
+    """A Job that was suspended until then."""
+    found = job()
+    found["status"]["conditions"] = [{"type": "Suspended", "status": "False", "lastTransitionTime": at}]
+    return found
+
+
+def made(pod_: Body, *, leaves: bool = False) -> Body:
+    """The pod with its times."""
+    times = {"creationTimestamp": BEGUN} | ({"deletionTimestamp": ENDED} if leaves else {})
+    return pod_ | {"metadata": pod_["metadata"] | times}
+
+
+@pytest.mark.parametrize(
+    ("job_", "pod_", "gone", "trouble"),
+    [
+        # While the script ran, before it ran, after it and before its results were stored.
+        (
+            SUSPENDED,
+            made(pod(DONE_IN, terminated(143), phase="Failed"), leaves=True),
+            False,
+            Trouble.LOST,
+        ),
+        (SUSPENDED, made(pod(DONE_IN, running())), True, Trouble.LOST),
+        (SUSPENDED, made(pod(running(), phase="Failed"), leaves=True), False, Trouble.OUR),
+        (SUSPENDED, made(pod(DONE_IN, terminated(), running())), True, Trouble.OUR),
+        # It has a place again by now, for a second pod that starts nothing.
+        (resumed(ENDED), made(pod(DONE_IN, terminated(143), phase="Failed")), False, Trouble.LOST),
+    ],
+)
+def test_a_queue_takes_a_place_back(job_: Body, pod_: Body, gone: bool, trouble: Trouble) -> None:
+    found = observed.state(job_, pod_, gone=gone)
+    assert (found.phase, found.trouble) == (Phase.DONE, trouble)
+    assert "suspended" in (found.message or "")
+
+
+def test_a_queue_that_has_only_let_a_job_in_took_nothing_back() -> None:
+    found = observed.state(resumed(BEGUN), made(pod(DONE_IN, terminated(7), phase="Failed")))
+    assert (found.trouble, found.exit_code) == (Trouble.SCRIPT, 7)
+    # The Job may be shown as suspended for a moment longer than its pod is there.
+    assert observed.state(SUSPENDED, made(pod(DONE_IN, running()))).phase is Phase.RUNNING
+
+
 REPORTED = Report(trouble=Trouble.REFUSED, message="no such object").as_message()
 
 

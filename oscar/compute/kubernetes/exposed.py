@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oscar import telemetry
-from oscar.compute.base import Deployment, DeploymentState, Exposure, LogLine, Replica
+from oscar.compute.base import Deployment, DeploymentState, Exposure, LogLine, Replica, Staying
 from oscar.compute.kubernetes import exposed_manifests as manifests
 from oscar.compute.kubernetes import exposed_state as states
 from oscar.compute.kubernetes.attachments import mount_of, secret_data
@@ -26,6 +26,7 @@ from oscar.compute.kubernetes.kinds import AUTOSCALER, DEPLOYMENT, POD, SECRET, 
 from oscar.compute.kubernetes.names import SERVICE as SERVICE_LABEL
 from oscar.compute.kubernetes.names import Names, digest
 from oscar.compute.kubernetes.routes import Routes
+from oscar.compute.kubernetes.staying import taken, takes
 from oscar.errors import OscarError, RunNotFound
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
@@ -192,6 +193,16 @@ class PodExposes:
                 await self.unexpose(owner, key[1])
 
     # What is asked.
+
+    def occupied(self) -> list[Staying]:
+        """See `Occupies.occupied`."""
+        found = []
+        for shown in self._known.values():
+            if shown.exposure is not None:
+                service = shown.exposure.service
+                count = sum(takes(pod) for pod in shown.pods.values())
+                found.append(Staying(service.owner, service.name, count, taken(service)))
+        return found
 
     def replicas(self, owner: str, service_name: str) -> Sequence[Replica]:
         """See `Exposes.replicas`."""

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from oscar import telemetry
-from oscar.compute.base import Answer, Run
+from oscar.compute.base import Answer, Run, Staying
 from oscar.compute.crew import Limits
 from oscar.compute.kubernetes import worker_manifests as manifests
 from oscar.compute.kubernetes.cluster import Cluster
 from oscar.compute.kubernetes.kinds import KNATIVE_SERVICE, POD, SECRET, SERVICE
 from oscar.compute.kubernetes.names import Names, service_object
 from oscar.compute.kubernetes.sidecar import Heard, Line, NotTaken
+from oscar.compute.kubernetes.staying import taken
 from oscar.compute.kubernetes.sync import TRIES, PodInvokes, answer_of
 from oscar.compute.kubernetes.worker_manifests import PORT, SIDECAR, Kit, Sidecar, kit_of
 from oscar.errors import EngineError, OscarError, TooManyRequests, Unavailable
@@ -138,6 +139,8 @@ class KnativeInvokes:
         self._limits = limits
         self._timeout = timeout
         self._keys: dict[tuple[str, str], bytes] = {}
+        self._services: dict[tuple[str, str], Service] = {}
+        """Those that Knative has."""
         self._under_way: Counter[tuple[str, str]] = Counter()
         self._log = telemetry.get("knative")
 
@@ -150,6 +153,7 @@ class KnativeInvokes:
         await self._otherwise.remove(service.owner, service.name)
         kit = kit_of(service, await self._ensure(service.owner), self._sidecar)
         secret = await self._secret(kit)
+        self._services[service.owner, service.name] = service
         body = knative_service(self._names, kit, secret, self._sidecar, timeout=self._timeout)
         await self._cluster.apply(KNATIVE_SERVICE, body)
 
@@ -164,6 +168,7 @@ class KnativeInvokes:
 
     async def _drop(self, owner: str, name: str) -> None:
         self._keys.pop((owner, name), None)
+        self._services.pop((owner, name), None)
         namespace = self._names.namespace_of(owner)
         await self._cluster.delete(KNATIVE_SERVICE, service_object(name), namespace)
         selector = (
@@ -175,6 +180,15 @@ class KnativeInvokes:
     def check(self, service: Service) -> list[str]:
         """See `PodInvokes.check`."""
         return self._otherwise.check(service)
+
+    def occupied(self) -> list[Staying]:
+        """See `Occupies.occupied`: how many there are is Knative's affair, they count nevertheless."""
+        pods = self._otherwise.strangers()
+        own = [
+            Staying(owner, name, pods[self._names.namespace_of(owner), name], taken(service))
+            for (owner, name), service in self._services.items()
+        ]
+        return [*own, *self._otherwise.occupied()]
 
     async def _secret(self, kit: Kit) -> str:
         """The Secret of a definition: another one for each, because pods of the one before go on for a while."""

@@ -78,7 +78,7 @@ def state(job: Body, pod: Body | None, *, gone: bool = False) -> RunState:
     Args:
         job: as it is, or was last.
         pod: its pod as it is, or was last; None when there has been none yet, or nobody saw it.
-        gone: both were removed, by somebody else than us.
+        gone: the pod was removed, by somebody else than us, and its Job too or it is suspended: no other pod counts.
     """
     found = _state(job, pod, gone=gone)
     if found.phase is not Phase.DONE or found.started is None:
@@ -98,7 +98,7 @@ def _state(job: Body, pod: Body | None, *, gone: bool) -> RunState:
     failed = _condition(job, "Failed")
     if end is not None:
         # Until the Job has failed its pod may still be ending; one that is suspended has none.
-        if failed or gone or (_suspended(job) and not job.get("status", {}).get("active")):
+        if failed or gone or (suspended(job) and not job.get("status", {}).get("active")):
             ended = _ended_at(job) or finished or end.started
             return RunState(name, Phase.DONE, end.trouble, end.message, None, end.started, ended)
     elif failed or gone or (pod is not None and pod["status"].get("phase") == "Failed"):
@@ -108,7 +108,7 @@ def _state(job: Body, pod: Body | None, *, gone: bool) -> RunState:
         return RunState(name, Phase.SETTLING, started=started)
     if _of(script, "running"):
         return RunState(name, Phase.RUNNING, started=started)
-    return RunState(name, Phase.SUBMITTED, held=_suspended(job))
+    return RunState(name, Phase.SUBMITTED, held=suspended(job))
 
 
 def hopeless(pod: Body) -> str | None:
@@ -120,9 +120,14 @@ def hopeless(pod: Body) -> str | None:
     return None
 
 
+def suspended(job: Body) -> bool:
+    """Whether a queue of the cluster's holds the run back."""
+    return bool(job["spec"].get("suspend"))
+
+
 def waits(job: Body, pod: Body | None) -> bool:
     """Whether the cluster has no place for the run yet."""
-    if _suspended(job):
+    if suspended(job):
         return True
     if pod is None:
         return True
@@ -160,7 +165,7 @@ def _why(job: Body, pod: Body | None, *, gone: bool) -> tuple[Trouble, str, int 
     script = _container(pod, USER)
     ended, begun = _of(script, "terminated"), bool(_of(script, "running") or _of(script, "terminated"))
     succeeded = begun and ended.get("exitCode") == 0
-    if words := _disrupted(job, pod):
+    if words := _disrupted(job, pod, gone=gone):
         # Results that were not stored are trouble of ours; a script that was cut short may have had an effect.
         return Trouble.LOST if _may_have_run(pod) and not succeeded else Trouble.OUR, words, None
     if report := _staging(pod, STAGE_IN):
@@ -201,7 +206,7 @@ def _staging(pod: Body | None, container: str) -> tuple[Trouble, str, None] | No
     return Trouble.OUR, words, None
 
 
-def _disrupted(job: Body, pod: Body | None) -> str | None:
+def _disrupted(job: Body, pod: Body | None, *, gone: bool) -> str | None:
     """Why the cluster took the pod away, None when it did not."""
     if pod is not None:
         status = pod["status"]
@@ -212,10 +217,26 @@ def _disrupted(job: Body, pod: Body | None) -> str | None:
                 return f"evicted: {condition.get('message') or condition.get('reason')}"
         if status.get("reason") in {"NodeLost", "NodeShutdown"}:
             return f"its node was lost: {status.get('message') or status['reason']}"
+        if _taken_back(job, pod, gone=gone):
+            return "evicted: its place was taken back, the Job was suspended"
     failed = _condition(job, "Failed")
     if failed.get("reason") == "PodFailurePolicy":
         return f"evicted: {failed.get('message')}"
     return None
+
+
+def _taken_back(job: Body, pod: Body, *, gone: bool) -> bool:
+    """Whether the Job was suspended after it had its pod, as Kueue does when a queue is stopped or has less."""
+    if suspended(job):
+        return gone or bool(pod["metadata"].get("deletionTimestamp"))
+    for condition in job.get("status", {}).get("conditions") or ():
+        if condition["type"] == "Suspended" and condition["status"] == "False":
+            resumed, made = (
+                _time(condition.get("lastTransitionTime")),
+                _time(pod["metadata"].get("creationTimestamp")),
+            )
+            return resumed is not None and made is not None and resumed > made
+    return False
 
 
 def _may_have_run(pod: Body | None) -> bool:
@@ -240,10 +261,6 @@ def _collected(pod: Body) -> bool:
 
 def _annotations(item: Body) -> dict[str, str]:
     return item["metadata"].get("annotations") or {}
-
-
-def _suspended(job: Body) -> bool:
-    return bool(job["spec"].get("suspend"))
 
 
 def _condition(job: Body, kind: str) -> Body:

@@ -65,6 +65,7 @@ class Tracked:
     def state(self) -> RunState:
         """How it does."""
         gone = self.job_gone and (self.pod is None or self.pod_gone)
+        gone = gone or (self.pod_gone and observed.suspended(self.job))
         return observed.state(self.job, self.pod, gone=gone)
 
     @property

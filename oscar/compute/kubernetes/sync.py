@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from oscar import telemetry
-from oscar.compute.base import Answer, Run
+from oscar.compute.base import Answer, Run, Staying
 from oscar.compute.crew import Crew, CrewStats, Limits, Yard
 from oscar.compute.crews import Crews
 from oscar.compute.kubernetes.attachments import mount_of, secret_data
@@ -25,6 +25,7 @@ from oscar.compute.kubernetes.cluster import Body, Changed, Cluster, Gone, Liste
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, POD, SECRET
 from oscar.compute.kubernetes.names import Names
 from oscar.compute.kubernetes.sidecar import Heard, NotTaken
+from oscar.compute.kubernetes.staying import counted, taken
 from oscar.compute.kubernetes.worker_manifests import SEEN, SET, SLOT, WORKER, Kit, Sidecar, kit_of
 from oscar.compute.kubernetes.workers import PodWorker, WorkerSet
 from oscar.errors import EngineError, InvocationTimeout, OscarError, Unavailable, Unsupported
@@ -87,7 +88,7 @@ class PodInvokes:
         self._current: dict[tuple[str, str], WorkerSet] = {}
         self._crews: Crews[Kit, PodWorker] = Crews(Yard(self, self._limits, cores=1, starting=_AT_ONCE))
         self._pods: dict[tuple[str, str], dict[str, Body]] = defaultdict(dict)
-        """All pods of this server's workers, by namespace and Deployment."""
+        """All pods for calls, those of other servers too, by namespace and Deployment."""
         self._tasks: list[asyncio.Task[None]] = []
         self._log = telemetry.get("workers")
 
@@ -142,6 +143,30 @@ class PodInvokes:
         """How the workers of each service do."""
         return self._crews.stats()
 
+    def occupied(self) -> list[Staying]:
+        """See `Occupies.occupied`: this server's workers, and those of others on the same Store, whose pods it sees."""
+        elsewhere = self._elsewhere()
+        found = []
+        for (owner, name), workers in self._current.items():
+            crew = self._crews.yard.crews.get((owner, name))
+            count = (len(crew.pool.places) if crew else 0) + elsewhere[workers.kit.namespace, name]
+            found.append(Staying(owner, name, count, taken(workers.kit.service)))
+        return found
+
+    def strangers(self) -> Counter[tuple[str, str]]:
+        """By namespace and service, pods of its calls that no server of ours has started: Knative's."""
+        return counted(pod for pod in self._all() if SET not in pod["metadata"]["labels"])
+
+    def _elsewhere(self) -> Counter[tuple[str, str]]:
+        return counted(
+            pod
+            for pod in self._all()
+            if SET in (labels := pod["metadata"]["labels"]) and labels.get(SLOT, "") != self._slot
+        )
+
+    def _all(self) -> Iterator[Body]:
+        return (pod for there in self._pods.values() for pod in there.values())
+
     async def invoke(self, run: Run) -> Answer:
         """Run the script on a warm worker; see `Invokes.invoke`."""
         if not run.service.script:
@@ -166,6 +191,12 @@ class PodInvokes:
 
     async def _once(self, run: Run, order: wire.Order, payload: bytes) -> Answer:
         crew = self._crews.get(run.service) or await self._crew(run.service)
+        if run.workers is not None:
+            # What its owner's quota has room for, less what other servers have of it.
+            namespace = self._names.namespace_of(run.service.owner)
+            crew.pool.allowed = max(0, run.workers - self._elsewhere()[namespace, run.service.name])
+        else:
+            crew.pool.allowed = None
         place = await crew.acquire(run.user)
         worker = crew.worker(place)
         reusable, ended = False, False
@@ -252,11 +283,8 @@ class PodInvokes:
 
     # In the background.
 
-    def _selector(self) -> str:
-        return f"{self._names.selector(WORKER)},{SLOT}={self._slot}"
-
     async def _watch(self) -> None:
-        async for news in self._cluster.follow(POD, labels=self._selector()):
+        async for news in self._cluster.follow(POD, labels=self._names.selector(WORKER)):
             match news:
                 case Listed(items):
                     self._pods.clear()
