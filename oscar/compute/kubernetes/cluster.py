@@ -317,7 +317,8 @@ class Cluster:
             found += [_lean(item) for item in page.get("items") or ()]
             more = page["metadata"].get("continue")
             if not more:
-                return found, page["metadata"]["resourceVersion"]
+                # What is computed for each question, such as metrics, has no version.
+                return found, page["metadata"].get("resourceVersion", "")
             query["continue"] = more
 
     # Streams.
