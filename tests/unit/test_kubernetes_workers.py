@@ -528,7 +528,15 @@ def test_an_http_route() -> None:
 def test_a_way_that_keeps_nobody_out_is_never_made(way: Way, auth: str, refused: bool) -> None:
     closed = service(expose={"api_port": 80, "set_auth": True, "auth_type": auth})
     assert bool(routes.hindrance(way, closed)) is refused
-    assert not routes.hindrance(way, service(expose={"api_port": 80, "auth_type": auth}))
+    open_ = {"api_port": 80, "auth_type": auth, "rewrite_target": True}
+    assert not routes.hindrance(way, service(expose=open_))
+
+
+def test_a_way_that_would_not_rewrite_paths_is_never_made() -> None:
+    plain = service(expose={"api_port": 80})
+    assert "rewrite_target" in routes.hindrance(Way("ingress", ingress_class="contour"), plain)
+    assert not routes.hindrance(NGINX, plain)
+    assert not routes.hindrance(GATEWAY, plain)
 
 
 # Models.

@@ -30,7 +30,7 @@ class Way:
     host: str = ""
     """`INGRESS_HOST`: of all routes; empty for any."""
     ingress_class: str = "nginx"
-    """Annotations are those of ingress-nginx; other classes get plain rules and services without `set_auth` only."""
+    """Annotations are those of ingress-nginx; other classes get plain rules, and no service that needs more."""
     gateway: str = ""
     gateway_namespace: str = ""
     traefik: bool = False
@@ -81,6 +81,8 @@ class Routes:
 def hindrance(way: Way, service: Service) -> str:
     """Why the service can't have that way; empty when it can."""
     expose = service.expose
+    if way.kind == "ingress" and way.ingress_class != "nginx" and not expose.rewrite_target:
+        return f"the class {way.ingress_class!r} can't take the prefix from a path, which rewrite_target: true keeps"
     if not expose.set_auth:
         return ""
     if way.kind == "ingress":
