@@ -8,13 +8,16 @@ from __future__ import annotations
 import asyncio
 import gc
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from oscar.cli import output
 from oscar.cli.session import JsonOption
 from oscar.errors import Misuse, OscarError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def register(app: typer.Typer) -> None:
@@ -77,15 +80,59 @@ def demo(
             "--output", "-o", help="A folder for the pictures; a new one if not given.", file_okay=False
         ),
     ] = None,
+    engine: Annotated[
+        str, typer.Option(help="kubernetes: in pods of the cluster of KUBECONFIG; else on this machine.")
+    ] = "",
 ) -> None:
-    """Send a picture through a function on a server of its own, by containers and by processes."""
+    """Send a picture through a function on a server of its own, by containers and by processes, or in pods."""
     from rich.console import Console
 
     from oscar.demo import demo as show
 
+    if engine not in {"", "kubernetes"}:
+        raise Misuse("The demo shows all engines of this machine, or kubernetes", field="--engine")
     if output_folder:
         output_folder.mkdir(parents=True, exist_ok=True)
-    asyncio.run(show(Console(), output=output_folder))
+    if engine:
+        asyncio.run(_demo_in_pods(Console(), output_folder))
+    else:
+        asyncio.run(show(Console(), output=output_folder))
+
+
+async def _demo_in_pods(console: Console, output_folder: Path | None) -> None:
+    """The demo on the cluster that the settings name, in a namespace that goes with it."""
+    import uuid
+
+    from oscar.compute.kubernetes.removal import remove_namespace
+    from oscar.compute.kubernetes.survey import is_loopback
+    from oscar.demo import Site
+    from oscar.demo import demo as show
+    from oscar.settings import Settings
+
+    settings = Settings()
+    if not settings.image:
+        raise Misuse(
+            "The server's image is not known, which is beside the function in its pod",
+            field="OSCAR_IMAGE",
+            fix="Set OSCAR_IMAGE to it, as the nodes of the cluster can pull it.",
+        )
+    if is_loopback(settings.host):
+        raise Misuse(
+            "Pods don't reach this machine at its loopback address, to fetch the picture",
+            field="OSCAR_HOST",
+            fix="Set OSCAR_HOST to an address of this machine that pods reach.",
+        )
+    namespace = f"oscar-demo-{uuid.uuid4().hex[:8]}"
+    chosen = {
+        "OSCAR_IMAGE": settings.image,
+        "OSCAR_HOST": settings.host,
+        "OSCAR_SERVICES_NAMESPACE": namespace,
+        "KUBECONFIG": str(settings.kubeconfig or ""),
+    }
+    try:
+        await show(console, output=output_folder, site=Site(settings.image, chosen))
+    finally:
+        await remove_namespace(settings.kubeconfig, namespace)
 
 
 def minio_environment(

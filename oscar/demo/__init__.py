@@ -1,5 +1,5 @@
-"""`oscar demo`: a picture through a function, by containers and by processes, on its own server."""
+"""`oscar demo`: a picture through a function, by containers and by processes or in pods, on its own server."""
 
-from oscar.demo.run import demo
+from oscar.demo.run import Site, demo
 
-__all__ = ["demo"]
+__all__ = ["Site", "demo"]

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,12 +84,23 @@ async def container_engine() -> str:
     raise EngineMissing("; ".join(troubles), fix=fix)
 
 
-async def demo(console: Console, *, output: Path | None = None) -> None:
-    """Send a picture through a function, once with containers and once with processes.
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A cluster for the demo."""
+
+    image: str
+    """Of the server; it has Python, so that the function runs in it as well."""
+    settings: Mapping[str, str]
+    """Of the demo's server."""
+
+
+async def demo(console: Console, *, output: Path | None = None, site: Site | None = None) -> None:
+    """Send a picture through a function, once with containers and once with processes, or once on a cluster.
 
     Args:
         console: where to show it.
         output: the folder for what comes out; a new one when absent.
+        site: the cluster.
 
     Raises:
         OscarError: something did not work.
@@ -101,6 +112,20 @@ async def demo(console: Console, *, output: Path | None = None) -> None:
     console.print(
         f"A picture was drawn: [bold]{drawn}[/] ({drawn.stat().st_size // 1024} KiB)", soft_wrap=True
     )
+    if site is not None:
+        outcomes = [await once(console, "kubernetes", site.image, drawn, settings=site.settings)]
+    else:
+        outcomes = await here(console, drawn)
+    console.print(table(outcomes))
+    console.print(f"Outputs: {outputs}. All of it took {time.perf_counter() - start:.1f} s.", soft_wrap=True)
+
+
+async def here(console: Console, drawn: Path) -> list[Outcome]:
+    """By containers and by processes of this machine, as far as they work.
+
+    Raises:
+        OscarError: something else did not work.
+    """
     outcomes = []
     try:
         engine = await container_engine()
@@ -118,8 +143,7 @@ async def demo(console: Console, *, output: Path | None = None) -> None:
     except NotStarted as why:
         console.print("[yellow]Not in a sandbox:[/]", escape(last_words(why.message)), soft_wrap=True)
         outcomes.append(await once(console, "process", None, drawn, unsafe=True))
-    console.print(table(outcomes))
-    console.print(f"Outputs: {outputs}. All of it took {time.perf_counter() - start:.1f} s.", soft_wrap=True)
+    return outcomes
 
 
 def last_words(message: str) -> str:
@@ -138,7 +162,13 @@ def table(outcomes: list[Outcome]) -> Table:
 
 
 async def once(
-    console: Console, engine: str, image_name: str | None, drawn: Path, *, unsafe: bool = False
+    console: Console,
+    engine: str,
+    image_name: str | None,
+    drawn: Path,
+    *,
+    unsafe: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> Outcome:
     """One server, one service, one picture.
 
@@ -152,7 +182,9 @@ async def once(
             tempfile.TemporaryDirectory(prefix="oscar-demo-", ignore_cleanup_errors=True)
         )
         with outcome.timed("server start"):
-            server = await stack.enter_async_context(running(engine, Path(folder), unsafe=unsafe))
+            server = await stack.enter_async_context(
+                running(engine, Path(folder), unsafe=unsafe, settings=settings)
+            )
         console.print(
             f"API page: {server.url}/docs, S3 server: {server.s3} (as long as this runs)", soft_wrap=True
         )

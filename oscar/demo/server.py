@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,13 +37,16 @@ class Server:
 
 
 @asynccontextmanager
-async def running(engine: str, folder: Path, *, unsafe: bool = False) -> AsyncIterator[Server]:
+async def running(
+    engine: str, folder: Path, *, unsafe: bool = False, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Server]:
     """Run a server for as long as the block lasts.
 
     Args:
-        engine: `podman`, `docker` or `process`.
+        engine: `podman`, `docker`, `process` or `kubernetes`.
         folder: for its data and its log; the caller removes it.
         unsafe: let the process engine work without a sandbox.
+        settings: more environment variables.
 
     Raises:
         NotStarted: it did not start, with the end of its log.
@@ -59,6 +62,7 @@ async def running(engine: str, folder: Path, *, unsafe: bool = False) -> AsyncIt
         "OSCAR_S3_PORT": "0",
         "OSCAR_ENGINE": engine,
         "OSCAR_UNSAFE_PROCESS": str(unsafe).lower(),
+        **(settings or {}),
     }
     with log.open("wb") as words:
         process = await asyncio.create_subprocess_exec(

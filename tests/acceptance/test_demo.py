@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import computing
+from tests.cluster.cluster import Cluster, until
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "thumbnail" / "thumbnail.sh"
 
@@ -63,3 +66,41 @@ def test_the_demo_shows_log_output_and_times(tmp_path: Path) -> None:
     assert "upload to output" in done.stdout
     outputs = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json"))
     assert "process/mountains.json" in outputs
+
+
+@pytest.mark.real
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_demo_in_pods_leaves_nothing_behind(kubernetes: Cluster, tmp_path: Path) -> None:
+    more = {
+        "KUBECONFIG": str(kubernetes.kubeconfig),
+        "OSCAR_IMAGE": computing.SERVER_IMAGE,
+        "OSCAR_HOST": kubernetes.host,
+    }
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "demo"), "--engine", "kubernetes", "--output", str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"} | more,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "upload to output" in done.stdout
+    assert (tmp_path / "kubernetes" / "mountains.json").exists()
+    until(lambda: "oscar-demo-" not in kubernetes.kubectl("get", "namespaces", "-o", "name"), "it is gone")
+
+
+def test_the_demo_in_pods_says_what_it_needs() -> None:
+    for more, words in (
+        ({"OSCAR_IMAGE": ""}, "OSCAR_IMAGE"),
+        ({"OSCAR_IMAGE": "some/image", "OSCAR_HOST": "127.0.0.1"}, "OSCAR_HOST"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "oscar", "demo", "--engine", "kubernetes"],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=os.environ | more,
+        )
+        assert done.returncode != 0
+        assert words in done.stderr
