@@ -113,7 +113,7 @@ def test_a_call_that_takes_too_long_ends_its_pod_and_the_next_is_answered(client
 def test_a_body_that_is_refused_is_told_as_that(client: httpx2.Client) -> None:
     """Knative's proxy passes on no other status than 200 here: what went wrong is read from the answer itself."""
     name = service(client, "echo fine")
-    answer = client.post(f"/run/{name}", content="neither JSON nor base64")
+    answer = client.post(f"/run/{name}", content="not base64!")
     assert answer.status_code == 400, answer.text
     assert answer.json()["field"] == "body"
     assert called(client, name) == "fine"
