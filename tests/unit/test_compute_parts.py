@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from oscar.compute.local.attempt import _judge
 from oscar.compute.local.bubblewrap import Walls, arguments
 from oscar.compute.local.containers import _IMAGE, _milliseconds
 from oscar.compute.local.engine import Exit, Mount
+from oscar.compute.local.pids import group_seconds, group_usage
 from oscar.compute.local.records import Asked, RunFolder, Started, boot_id
 from oscar.model.job import Trouble
 from oscar.model.service import Service
@@ -334,3 +338,39 @@ def test_the_servers_folder_is_covered_where_it_would_be_seen() -> None:
     covered = [options[at + 1] for at, word in enumerate(options) if word == "--tmpfs"]
     assert covered == ["/usr/local/data"]
     assert "/opt" in options
+
+
+# CPU time of a control group
+
+
+def test_the_root_group_is_nobodys_own(tmp_path: Path) -> None:
+    """A process that has ended is in the root group of version 1, which counts the whole machine."""
+    for place in ("cpuacct", "."):
+        (tmp_path / place).mkdir(exist_ok=True)
+    (tmp_path / "cpuacct/cpuacct.usage").write_text("110000000000000\n")
+    (tmp_path / "cpu.stat").write_text("usage_usec 110000000000\n")
+    with subprocess.Popen(["true"]) as ended:
+        stat = Path(f"/proc/{ended.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        rows = [row.split(":", 2) for row in Path(f"/proc/{ended.pid}/cgroup").read_text().splitlines()]
+        if all(path == "/" for _, _, path in rows):
+            assert group_usage(ended.pid, root=tmp_path) is None
+        assert group_usage(ended.pid, "a-container's-number", root=tmp_path) is None
+
+
+def test_a_group_of_its_own_is_found_by_its_name(tmp_path: Path) -> None:
+    rows = [row.split(":", 2) for row in Path("/proc/self/cgroup").read_text().splitlines()]
+    for _, controllers, path in rows:
+        file = tmp_path / ("cpuacct" if "cpuacct" in controllers else "") / path.lstrip("/")
+        file.mkdir(parents=True, exist_ok=True)
+        (file / "cpuacct.usage").write_text("1500000000\n")
+        (file / "cpu.stat").write_text("usage_usec 1500000\n")
+    found = group_usage(os.getpid(), root=tmp_path)
+    own = [
+        path for _, controllers, path in rows if path != "/" and (not controllers or "cpuacct" in controllers)
+    ]
+    assert (found is not None) == bool(own)
+    if found:
+        assert group_seconds(found) == 1.5
+        assert group_usage(os.getpid(), "somebody-else", root=tmp_path) is None

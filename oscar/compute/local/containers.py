@@ -284,7 +284,7 @@ class Containers:
         pidfd = open_in_group(pid, number)
         if pidfd is None:
             return False
-        group = group_usage(pid)
+        group = group_usage(pid, number)
         try:
             await end_of(pidfd)
         finally:
@@ -448,9 +448,7 @@ class Containers:
 
 def _seconds(pid: int) -> float | None:
     group = group_usage(pid)
-    # One that it has for itself: the root's is that of the whole machine.
-    own = group is not None and group.parent.name not in {"", "cpuacct", "cgroup"}
-    used = group_seconds(group) if group and own else None
+    used = group_seconds(group) if group else None
     return cpu_seconds(pid) if used is None else used
 
 

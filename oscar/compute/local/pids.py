@@ -40,16 +40,19 @@ def open_in_group(pid: int, group: str) -> int | None:
     return None
 
 
-def group_usage(pid: int, root: Path = Path("/sys/fs/cgroup")) -> Path | None:
+def group_usage(pid: int, name: str = "", root: Path = Path("/sys/fs/cgroup")) -> Path | None:
     """The file in which the kernel counts the CPU time of the process' control group; None when it is not to be seen.
 
-    Version 2 (`cpu.stat`), or version 1 (`cpuacct.usage`); it goes with the group.
+    Version 2 (`cpu.stat`), or version 1 (`cpuacct.usage`); it goes with the group. The root group is nobody's own: it
+    counts the whole machine, and a process that has ended belongs to it. With a name only a group whose path has it.
     """
     try:
         rows = [row.split(":", 2) for row in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
     except (FileNotFoundError, ProcessLookupError):
         return None
     for _, controllers, path in (row for row in rows if len(row) > 2):  # noqa: PLR2004 - three fields
+        if path == "/" or name not in path:
+            continue
         if "cpuacct" in controllers.split(","):
             file = root / "cpuacct" / path.lstrip("/") / "cpuacct.usage"
         elif not controllers:
