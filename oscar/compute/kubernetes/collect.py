@@ -24,6 +24,8 @@ _CONTAINERS = (STAGE_IN, USER, STAGE_OUT)
 _OURS = len(_CONTAINERS)
 """The number of our own lines, which come last."""
 _PAUSE_S = 0.5
+_LONGEST_S = 15.0
+"""Pause between tries in the end: a node that is away may have hundreds of pods."""
 _LAST_TRIES = 4
 """Tries to read the log of a container that has ended; its node may be gone."""
 _SETTLE_S = 2.0
@@ -85,7 +87,7 @@ class Collector:
             if lines is not None:
                 growing.add(placed for at, text in lines if (placed := placer.place(at, text)))
                 return
-        failures = 0
+        failures = last_tries = 0
         while True:
             ended = observed.has_ended(self._run.pod, container) or self._run.ended
             try:
@@ -93,12 +95,14 @@ class Collector:
             except ClusterError as error:
                 if error.http == _NOT_FOUND and ended:
                     return
-                failures += ended
-                if failures >= _LAST_TRIES:
+                last_tries += ended
+                if last_tries >= _LAST_TRIES:
                     self._cut(growing, number, error)
                     return
-                await self._run.changed_within(_PAUSE_S * (1 + failures))
+                await self._run.changed_within(min(_PAUSE_S * 2**failures, _LONGEST_S))
+                failures += 1
                 continue
+            failures = 0
             if ended:
                 return
             # The kubelet ends the stream when the container has ended, but also when itself is told to.
