@@ -167,7 +167,7 @@ def test_a_node_that_is_not_ready_interrupts_its_job_and_others_wait_for_it(
     town.cluster.add("kwok")
     others = kwok.nodes(town.cluster, 1)
     plain = service(client, BEGUN.format(seconds=600))
-    again = service(client, BEGUN.format(seconds=12), retry={"interrupted": True, "delay": 1})
+    again = service(client, BEGUN.format(seconds=90), retry={"interrupted": True, "delay": 1})
     gone, retried = accepted(client, plain), accepted(client, again)
     until(lambda: begun(client, plain, gone) and begun(client, again, retried))
     town.cluster.inside.send("kubelet", signal.SIGSTOP)

@@ -160,13 +160,15 @@ class PodExposes:
         shown.exposure = None
         shown.ready = ()
         await self._remove(self._names.namespace_of(owner), service_name)
-        for name, pod in list(shown.pods.items()):
-            await self._cluster.delete(POD, name, pod["metadata"]["namespace"], grace=1)
+        # Those that were told to go before take their time for it, which can't be cut short: nobody waits for them.
+        ending = {name for name, pod in shown.pods.items() if not states.is_leaving(pod)}
+        for name in ending:
+            await self._cluster.delete(POD, name, self._names.namespace_of(owner), grace=1)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GONE_S), self._news:
-                await self._news.wait_for(lambda: not shown.pods)
-        if shown.pods:
-            self._log.warning("pods of a service do not end", service=service_name, pods=len(shown.pods))
+                await self._news.wait_for(lambda: not ending & set(shown.pods))
+        if left := ending & set(shown.pods):
+            self._log.warning("pods of a service do not end", service=service_name, pods=len(left))
         self._known.pop((digest(owner), service_name), None)
 
     async def _remove(self, namespace: str, service_name: str) -> None:
