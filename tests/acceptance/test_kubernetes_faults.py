@@ -33,8 +33,8 @@ from tests.server import Server
 
 pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(1800)]
 
-PODS, OBJECTS = 100, 900
-"""Uploads that become real pods, and such on nodes that are only objects."""
+PODS = 100
+"""Uploads while a server is killed."""
 IMPATIENT = {
     "kube-controller-manager": ("--node-monitor-grace-period=25s", "--node-monitor-period=2s"),
     "kube-apiserver": (
@@ -249,34 +249,6 @@ def test_a_server_that_is_killed_during_uploads_runs_each_once(town: Town) -> No
 
 def succeeded(client: httpx2.Client, name: str) -> list[str]:
     return [each for each, said in jobs(client, name).items() if said["status"] == "Succeeded"]
-
-
-def test_a_server_that_is_killed_with_hundreds_of_jobs_on_nodes_that_are_only_objects(town: Town) -> None:
-    """Their pods end at once and have no log; what is counted is that each upload is one Job."""
-    bucket = f"b{uuid.uuid4().hex[:8]}"
-    town.cluster.add("kwok")
-    town.cluster.kubectl("cordon", NODE)
-    nodes = kwok.nodes(town.cluster, 3, tainted=False)
-    try:
-        with http(town.server) as client:
-            name = service(client, "true", input=at(f"{bucket}/in"), cpu="10m", memory="32Mi")
-        with ThreadPoolExecutor(1) as pool:
-            uploading = pool.submit(town.uploads, bucket, OBJECTS)
-            for pause in (2, 8):
-                time.sleep(pause)
-                town.server.kill()
-                town.server.start()
-            uploading.result()
-        with http(town.server) as client:
-            until(lambda: len(succeeded(client, name)) == OBJECTS, LONG)
-            made = jobs(client, name)
-            assert len(made) == OBJECTS
-            some = list(made)[:: OBJECTS // 30]
-            assert {job(client, name, each)["attempt"] for each in some} == {1}
-            until(lambda: not town.cluster.get("jobs", "-A", "-l", f"oscar_service={name}")["items"])
-    finally:
-        town.cluster.kubectl("delete", "node", *nodes)
-        town.cluster.kubectl("uncordon", NODE)
 
 
 def test_one_of_two_servers_is_killed_and_the_other_goes_on(
