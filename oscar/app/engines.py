@@ -210,8 +210,11 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
         tenancy.ensure,
         own_store,
         limits,
-        # With a database of its own there is one server, which takes over the workers of the one before.
-        slot="" if settings.database.startswith("sqlite") else digest(socket.gethostname())[:6],
+        # With a database of its own there is one server, which takes over the workers of the one before. Two on one
+        # host would remove each other's.
+        slot=""
+        if settings.database.startswith("sqlite")
+        else digest(f"{socket.gethostname()} {settings.data.resolve()}")[:6],
     )
     invokes: PodInvokes | KnativeInvokes = workers
     if settings.serverless == "knative":
