@@ -254,6 +254,22 @@ def test_hours_of_a_range(store: Store) -> None:
     asyncio.run(steps())
 
 
+def test_a_range_up_to_the_present_has_all_of_this_hour(store: Store) -> None:
+    """However long after its end it is asked: two questions in a row have one answer."""
+    used = UsedHours(store, keep=YEAR)
+    moment = now(store)
+
+    async def steps() -> None:
+        rows = [Used("ann", "one", moment, moment, 36_000_000_000)]
+        await store.write(lambda connection: add_used(connection, rows))
+        for later in (5, 500, 5000):
+            end = max(moment // HOUR * HOUR + 1, moment - later)
+            hours = (await used.usage(Range(end - DAY, end))).hours
+            assert hours.cpu == 10
+
+    asyncio.run(steps())
+
+
 def test_readings_add_what_is_new(store: Store) -> None:
     moment = now(store) - HOUR
     used = UsedHours(store, keep=YEAR)
