@@ -17,13 +17,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from tests.acceptance import calls
+from tests.listening import listening
 from tests.server import Server
 
 HOSTS = {"OSCAR_FEDERATION_ALLOWED_HOSTS": "127.0.0.1"}
@@ -165,17 +166,8 @@ def foreign() -> Iterator[Foreign]:
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the standard library
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    it.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with listening(Handler) as it.url:
         yield it
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @dataclass(slots=True)

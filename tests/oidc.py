@@ -16,12 +16,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qsl
 
 from joserfc import jwt
 from joserfc.jwk import ECKey, Key, OKPKey, RSAKey
+
+from tests.listening import listening
 
 CONFIGURATION = "/.well-known/openid-configuration"
 KEYS = "/keys"
@@ -190,18 +192,11 @@ def running(algorithm: str = "ES256") -> Iterator[Issuer]:
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name of the standard library
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    issuer.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        yield issuer
-    finally:
-        issuer.gate.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(Handler) as issuer.url:
+        try:
+            yield issuer
+        finally:
+            issuer.gate.set()
 
 
 def packed(value: Any) -> str:

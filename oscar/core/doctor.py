@@ -12,37 +12,17 @@ import os
 import shutil
 import socket
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from oscar.compute.local import machine
 from oscar.compute.local.detect import ORDER, Place, Trial, try_all
 from oscar.compute.local.logs import keeps_size
+from oscar.model.finding import Finding
 from oscar.model.resources import format_cpu
 from oscar.settings import Settings
 
 _GIB = 1024**3
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    topic: str
-    level: str
-    """`ok`, `warning` (works, but not all) or `missing`."""
-    words: str
-    fix: str = ""
-
-    def __str__(self) -> str:
-        mark = {"ok": "ok     ", "warning": "warning", "missing": "MISSING"}[self.level]
-        return f"{mark}  {self.topic}: {self.words}" + (f"\n         {self.fix}" if self.fix else "")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The finding as JSON."""
-        return asdict(self)
 
 
 async def report(settings: Settings) -> list[Finding]:
@@ -71,7 +51,7 @@ async def _cluster(settings: Settings) -> list[Finding]:
         gateway_namespace=settings.gateway_namespace,
         volume_class=settings.volume_class,
     )
-    return [Finding(seen.topic, seen.level, seen.words, seen.fix) for seen in await survey(wish)]
+    return await survey(wish)
 
 
 async def _machine(settings: Settings) -> list[Finding]:

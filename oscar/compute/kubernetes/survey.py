@@ -26,6 +26,7 @@ from oscar.compute.kubernetes.kinds import (
     STORAGE_CLASS,
 )
 from oscar.errors import EngineMissing
+from oscar.model.finding import Finding
 from oscar.model.node import schedulable
 from oscar.model.resources import format_cpu
 
@@ -83,43 +84,33 @@ class Wish:
     volume_class: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One thing that was looked at: see `core.doctor.Finding`."""
-
-    topic: str
-    level: str
-    words: str
-    fix: str = ""
-
-
-async def survey(wish: Wish) -> list[Seen]:
+async def survey(wish: Wish) -> list[Finding]:
     """Look at everything; without a cluster that answers there is nothing else to see."""
     try:
         cluster = Cluster(config(wish.kubeconfig), patience=PATIENCE_S)
     except EngineMissing as error:
-        return [Seen("engine kubernetes", MISSING, error.message, error.fix or "")]
+        return [Finding("engine kubernetes", MISSING, error.message, error.fix or "")]
     try:
         return [seen async for seen in _all(cluster, wish)]
     except ClusterError as error:
-        return [Seen("engine kubernetes", MISSING, error.message, error.fix or "")]
+        return [Finding("engine kubernetes", MISSING, error.message, error.fix or "")]
     finally:
         await cluster.close()
 
 
-async def _all(cluster: Cluster, wish: Wish) -> AsyncIterator[Seen]:
+async def _all(cluster: Cluster, wish: Wish) -> AsyncIterator[Finding]:
     version = await cluster.version()
     if is_old(version):
         fix = f"use v{OLDEST[0]}.{OLDEST[1]} or newer"
-        yield Seen("engine kubernetes", MISSING, f"Kubernetes {version} is too old", fix)
+        yield Finding("engine kubernetes", MISSING, f"Kubernetes {version} is too old", fix)
         return
-    yield Seen("engine kubernetes", OK, f"Kubernetes {version} runs the functions")
+    yield Finding("engine kubernetes", OK, f"Kubernetes {version} runs the functions")
     denied = await _denied(cluster, wish)
     if denied:
         fix = "Give its account the rights that docs/helm.md lists."
-        yield Seen("rights", MISSING, f"may not {', '.join(denied)}", fix)
+        yield Finding("rights", MISSING, f"may not {', '.join(denied)}", fix)
     else:
-        yield Seen("rights", OK, "all that the engine needs")
+        yield Finding("rights", OK, "all that the engine needs")
     yield _image(wish)
     yield _store(wish)
     for look in (_nodes, _metrics, _kueue, _knative, _routes, _volumes):
@@ -128,7 +119,7 @@ async def _all(cluster: Cluster, wish: Wish) -> AsyncIterator[Seen]:
         except ClusterError as error:
             if error.http != _FORBIDDEN:
                 raise
-            seen = Seen(look.__name__.strip("_"), WARNING, "not looked at: its account may not")
+            seen = Finding(look.__name__.strip("_"), WARNING, "not looked at: its account may not")
         if seen is not None:
             yield seen
 
@@ -163,18 +154,22 @@ async def _may(cluster: Cluster, group: str, resource: str, verb: str) -> bool:
     return bool(answer["status"]["allowed"])
 
 
-def _image(wish: Wish) -> Seen:
+def _image(wish: Wish) -> Finding:
     if wish.image:
-        return Seen("image", OK, f"{wish.image} is beside users' containers (nodes must be able to pull it)")
+        return Finding(
+            "image", OK, f"{wish.image} is beside users' containers (nodes must be able to pull it)"
+        )
     fix = "Set OSCAR_IMAGE to this server's own image, as the nodes of the cluster can pull it."
-    return Seen("image", MISSING, "the image beside users' containers is not known", fix)
+    return Finding("image", MISSING, "the image beside users' containers is not known", fix)
 
 
-def _store(wish: Wish) -> Seen:
+def _store(wish: Wish) -> Finding:
     if not is_loopback(wish.store):
-        return Seen("own store", OK, f"pods reach it at {wish.store}")
+        return Finding("own store", OK, f"pods reach it at {wish.store}")
     fix = "Set OSCAR_S3_INTERNAL_ENDPOINT to an address of the S3 server that pods reach."
-    return Seen("own store", MISSING, f"pods don't reach it at {wish.store}: there they are themselves", fix)
+    return Finding(
+        "own store", MISSING, f"pods don't reach it at {wish.store}: there they are themselves", fix
+    )
 
 
 def is_loopback(host: str) -> bool:
@@ -186,76 +181,78 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback or address.is_unspecified
 
 
-async def _nodes(cluster: Cluster, _: Wish) -> Seen:
+async def _nodes(cluster: Cluster, _: Wish) -> Finding:
     found = [nodes.node(item, {}, {}) for item in await cluster.items(NODE)]
     taking = schedulable(found)
     cores = sum(each.cpu.capacity for each in taking)
     memory = sum(each.memory.capacity for each in taking)
     words = f"{len(taking)} of {len(found)} take work: {format_cpu(cores)} cores, {memory / _GIB:.1f} GiB of memory"
     level = OK if len(taking) == len(found) else WARNING
-    return Seen("nodes", level if taking else MISSING, words, "" if taking else "Jobs wait for a node.")
+    return Finding("nodes", level if taking else MISSING, words, "" if taking else "Jobs wait for a node.")
 
 
-async def _metrics(cluster: Cluster, _: Wish) -> Seen:
+async def _metrics(cluster: Cluster, _: Wish) -> Finding:
     if await cluster.serves(NODE_METRICS):
-        return Seen("metrics-server", OK, "use is measured")
+        return Finding("metrics-server", OK, "use is measured")
     fix = "Without it the status shows what pods ask for, and exposed services don't scale by their load."
-    return Seen("metrics-server", WARNING, "is not installed", fix)
+    return Finding("metrics-server", WARNING, "is not installed", fix)
 
 
-async def _kueue(cluster: Cluster, wish: Wish) -> Seen:
+async def _kueue(cluster: Cluster, wish: Wish) -> Finding:
     if not wish.kueue:
-        return Seen("kueue", OK, "not asked for: ResourceQuotas keep to quotas")
+        return Finding("kueue", OK, "not asked for: ResourceQuotas keep to quotas")
     if await cluster.serves(CLUSTER_QUEUE):
-        return Seen("kueue", OK, "queues the jobs of users")
-    return Seen("kueue", OK, "is not installed: ResourceQuotas keep to quotas")
+        return Finding("kueue", OK, "queues the jobs of users")
+    return Finding("kueue", OK, "is not installed: ResourceQuotas keep to quotas")
 
 
-async def _knative(cluster: Cluster, wish: Wish) -> Seen | None:
+async def _knative(cluster: Cluster, wish: Wish) -> Finding | None:
     if not wish.knative:
         return None
     if await cluster.serves(KNATIVE_SERVICE):
-        return Seen("knative", OK, "scales synchronous calls")
-    return Seen(
+        return Finding("knative", OK, "scales synchronous calls")
+    return Finding(
         "knative", MISSING, "Knative Serving is not installed", "Install it, or unset SERVERLESS_BACKEND."
     )
 
 
-async def _routes(cluster: Cluster, wish: Wish) -> Seen | None:
+async def _routes(cluster: Cluster, wish: Wish) -> Finding | None:
     if wish.route_kind == "ingress":
         if await cluster.get(INGRESS_CLASS, wish.ingress_class) is not None:
-            return Seen("routes", OK, f"Ingresses of the class {wish.ingress_class}")
+            return Finding("routes", OK, f"Ingresses of the class {wish.ingress_class}")
         words, fix = f"no class of Ingresses is called {wish.ingress_class!r}", "Set OSCAR_INGRESS_CLASS."
-        return Seen("routes", MISSING, words, fix)
+        return Finding("routes", MISSING, words, fix)
     if wish.route_kind == "httproute":
         return await _gateway(cluster, wish)
     return None
 
 
-async def _gateway(cluster: Cluster, wish: Wish) -> Seen:
+async def _gateway(cluster: Cluster, wish: Wish) -> Finding:
     if not await cluster.serves(HTTP_ROUTE):
-        return Seen("routes", MISSING, "the cluster has no HTTPRoutes", "Install the Gateway API.")
+        return Finding("routes", MISSING, "the cluster has no HTTPRoutes", "Install the Gateway API.")
     place = wish.gateway_namespace or "default"
     found = await cluster.get(GATEWAY, wish.gateway, place) if wish.gateway else None
     if found is None:
         words, fix = f"there is no Gateway {wish.gateway!r} in {place}", "Set HTTPROUTE_GATEWAY_NAME."
-        return Seen("routes", MISSING, words, fix)
+        return Finding("routes", MISSING, words, fix)
     conditions = (found.get("status") or {}).get("conditions") or ()
     if any(each["type"] == "Programmed" and each["status"] == "True" for each in conditions):
-        return Seen("routes", OK, f"HTTPRoutes of the Gateway {place}/{wish.gateway}")
-    return Seen("routes", WARNING, f"the Gateway {place}/{wish.gateway} is not programmed: nothing serves it")
+        return Finding("routes", OK, f"HTTPRoutes of the Gateway {place}/{wish.gateway}")
+    return Finding(
+        "routes", WARNING, f"the Gateway {place}/{wish.gateway} is not programmed: nothing serves it"
+    )
 
 
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 
 
-async def _volumes(cluster: Cluster, wish: Wish) -> Seen:
+async def _volumes(cluster: Cluster, wish: Wish) -> Finding:
     found: dict[str, bool] = {
         item["metadata"]["name"]: (item["metadata"].get("annotations") or {}).get(_DEFAULT_CLASS) == "true"
         for item in await cluster.items(STORAGE_CLASS)
     }
     chosen = wish.volume_class or next((name for name, default in found.items() if default), "")
     if chosen in found:
-        return Seen("volumes", OK, f"claims of the class {chosen}")
+        return Finding("volumes", OK, f"claims of the class {chosen}")
     words = f"there is no storage class {chosen!r}" if chosen else "no storage class is the default"
-    return Seen("volumes", WARNING, words, "Services with volumes wait; set OSCAR_VOLUME_STORAGE_CLASS.")
+    return Finding("volumes", WARNING, words, "Services with volumes wait; set OSCAR_VOLUME_STORAGE_CLASS.")
