@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -160,7 +161,7 @@ class Street:
         """The engine, as a new server would make it."""
         folder = self.folder / "engine"
         if self._facts is None:
-            processes = Processes(folder, installation="test")
+            processes = Processes(folder, installation=f"test-{os.getpid()}")
             await processes.probe()
             return processes
         containers = Containers(self.kind, folder, installation=f"test-{self.folder.name}")

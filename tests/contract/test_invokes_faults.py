@@ -377,7 +377,7 @@ class DeafProcesses(Processes):
 
 def test_deaf_sandboxes_are_noticed(tmp_path: Path) -> None:
     async def run() -> None:
-        engine = DeafProcesses(tmp_path / "engine", installation="test")
+        engine = DeafProcesses(tmp_path / "engine", installation=f"test-{os.getpid()}")
         await engine.probe()
         async with open_house(engine, "none", tmp_path / "workers") as house:
             service = house.service('cat "$INPUT_FILE_PATH"')

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,3 +213,27 @@ def test_a_program_is_asked_to_end_before_it_is_killed(engine: Processes, tmp_pa
         assert (tmp_path / "work" / "asked").exists()
 
     asyncio.run(scenario())
+
+
+def test_control_groups_are_made_while_other_servers_of_the_installation_end(
+    engine: Processes, tmp_path: Path
+) -> None:
+    """Whoever ends removes the installation's folders when nothing is in them: also just before they are used."""
+    other = Processes(tmp_path / "other", installation=engine._installation, unsafe=True)
+    ended = threading.Event()
+
+    def end_again_and_again() -> None:
+        while not ended.wait(0.001):
+            other._cgroups.leave()
+
+    asyncio.run(other.probe())
+    ender = threading.Thread(target=end_again_and_again)
+    ender.start()
+    try:
+        for number in range(500):
+            name = f"group{number}"
+            engine._groups(sandbox(engine, tmp_path / "work", "", name))
+            engine._cgroups.remove(name)
+    finally:
+        ended.set()
+        ender.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import signal
 import socket
 import subprocess
@@ -125,7 +126,7 @@ def live(
     tmp_path: Path, script: str, scenario: Callable[[Pod], Awaitable[None]], *hosts: str, **fields: Any
 ) -> None:
     async def run() -> None:
-        engine = Processes(tmp_path / "engine", installation="test")
+        engine = Processes(tmp_path / "engine", installation=f"test-{os.getpid()}")
         await engine.probe()
         for name in ("work", "files"):
             (tmp_path / name).mkdir()

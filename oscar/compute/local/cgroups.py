@@ -62,11 +62,6 @@ class Cgroups:
                     _kill_all(group)
                     time.sleep(pause)
 
-    @property
-    def here(self) -> bool:
-        """Whether the folders of this installation are still there."""
-        return all(base.is_dir() for base in self.bases.values())
-
     def leave(self) -> None:
         """Remove the folders of this installation unless sandboxes are in them."""
         for base in set(self.bases.values()):

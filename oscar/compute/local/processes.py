@@ -35,6 +35,8 @@ from oscar.supervisor.trees import make_readable, remove_tree
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 _PROBE = ': > /oscar/probe/written && test ! -e "$0" && for device; do test -w "$device" || exit; done'
+_GROUP_TRIES = 10
+"""How often the folder of control groups may vanish before that is no accident."""
 _FIX = "Install bubblewrap, podman or docker, or say --unsafe-process to run scripts without any sandbox."
 
 
@@ -184,13 +186,11 @@ class Processes:
 
     def _task(self, sandbox: Sandbox, folder: Path) -> dict[str, Any]:
         """What the shim is to do; see `shim.keep`."""
-        if not self._cgroups.here:  # another server of this installation has ended
-            self._cgroups = find_cgroups(self._installation)
         env = {"PATH": bubblewrap.PATH, "HOME": "/tmp", **sandbox.env}  # noqa: S108 - of the sandbox
         task: dict[str, Any] = {
             "folder": str(folder),
             "log": str(sandbox.log),
-            "cgroups": self._cgroups.make(sandbox.name, cpu=sandbox.cpu, memory=sandbox.memory),
+            "cgroups": self._groups(sandbox),
             # Without control groups a limit for each process is better than none for all.
             "data_limit": 0 if "memory" in self._cgroups.bases else sandbox.memory,
         }
@@ -220,6 +220,15 @@ class Processes:
             "cwd": "/",
             "subreaper": False,
         }
+
+    def _groups(self, sandbox: Sandbox) -> list[str]:
+        """Its control groups. Another server of this installation that ends takes their folders at any moment."""
+        for _ in range(_GROUP_TRIES):
+            try:
+                return self._cgroups.make(sandbox.name, cpu=sandbox.cpu, memory=sandbox.memory)
+            except FileNotFoundError:
+                self._cgroups = find_cgroups(self._installation)
+        return self._cgroups.make(sandbox.name, cpu=sandbox.cpu, memory=sandbox.memory)
 
     async def exit(self, name: str) -> Exit | None:
         """Wait for its end; see `Engine`."""
