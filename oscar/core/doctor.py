@@ -63,17 +63,17 @@ async def _machine(settings: Settings) -> list[Finding]:
         findings = [*_engines(trials, settings.engine)]
     cpu, memory = machine.size()
     findings.append(Finding("machine", "ok", f"{format_cpu(cpu)} cores, {memory / _GIB:.1f} GiB of memory"))
+    findings.append(gpus(trials, settings.engine, machine.gpus()))
     return findings
 
 
 def _engines(trials: list[Trial], wanted: str) -> list[Finding]:
     findings: list[Finding] = []
-    working = [trial.name for trial in trials if trial.works]
     for trial in trials:
         level = "ok" if trial.works else "missing" if trial.name == wanted else "warning"
         findings.append(Finding(f"engine {trial.name}", level, trial.words))
         findings += [Finding(f"engine {trial.name}", "warning", words) for words in trial.facts.warnings]
-    chosen = wanted if wanted in working else next((name for name in ORDER if name in working), "")
+    chosen = _chosen(trials, wanted)
     if wanted not in {"auto", chosen} or not chosen:
         fix = "Install podman, docker or bubblewrap, or choose another engine by OSCAR_ENGINE."
         findings.append(Finding("engine", "missing", f"{wanted} does not work here", fix))
@@ -85,6 +85,35 @@ def _engines(trials: list[Trial], wanted: str) -> list[Finding]:
     else:
         findings.append(Finding("engine", "ok", f"{chosen} runs the functions"))
     return findings
+
+
+def gpus(trials: list[Trial], wanted: str, there: int) -> Finding:
+    """What services with `enable_gpu` find here.
+
+    Args:
+        trials: of all engines.
+        wanted: the engine of the settings.
+        there: GPUs whose driver is loaded.
+    """
+    if not there:
+        return Finding("GPU", "ok", "none here (no NVIDIA driver is loaded)")
+    words = f"{there} of NVIDIA's"
+    chosen = _chosen(trials, wanted)
+    giving = [trial.name for trial in trials if trial.works and trial.facts.gpu]
+    if chosen in giving or not chosen:
+        return Finding("GPU", "ok", f"{words}, given to runs by {', '.join(giving) or 'no engine'}")
+    fix = (
+        "Install NVIDIA's container toolkit, and run `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`."
+    )
+    if chosen == "process":
+        fix = "The sandbox can't pass the files /dev/nvidia*: may this user open them?"
+    return Finding("GPU", "warning", f"{words}, which {chosen} can't give to runs", fix)
+
+
+def _chosen(trials: list[Trial], wanted: str) -> str:
+    """The engine that a server would take; empty when there is none."""
+    working = [trial.name for trial in trials if trial.works]
+    return wanted if wanted in working else next((name for name in ORDER if name in working), "")
 
 
 def _disk(settings: Settings) -> list[Finding]:

@@ -236,6 +236,7 @@ def test_the_doctor_looks_at_disk_and_ports(tmp_path: Path, path: Path) -> None:
         assert found["port of S3"].level == "ok"
         assert "free" in found["data folder"].words
         assert found["machine"].level == "ok"
+        assert ("none here" in found["GPU"].words) == (not list(Path("/dev").glob("nvidia[0-9]*")))
 
     asyncio.run(with_server(act))
 

@@ -186,7 +186,11 @@ async def _nodes(cluster: Cluster, _: Wish) -> Finding:
     taking = schedulable(found)
     cores = sum(each.cpu.capacity for each in taking)
     memory = sum(each.memory.capacity for each in taking)
-    words = f"{len(taking)} of {len(found)} take work: {format_cpu(cores)} cores, {memory / _GIB:.1f} GiB of memory"
+    gpus = sum(each.gpu for each in taking)
+    words = (
+        f"{len(taking)} of {len(found)} take work: {format_cpu(cores)} cores, {memory / _GIB:.1f} GiB of memory, "
+        f"{gpus or 'no'} GPUs"
+    )
     level = OK if len(taking) == len(found) else WARNING
     return Finding("nodes", level if taking else MISSING, words, "" if taking else "Jobs wait for a node.")
 
