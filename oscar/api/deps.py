@@ -129,9 +129,13 @@ async def read_model(request: Request, model: type[M]) -> M:
         raise invalid_field(error) from None
 
 
+SCHEMA = "#/components/schemas/{model}"
+"""Where the OpenAPI document has the schema of a class."""
+
+
 def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The body of a route for the OpenAPI document."""
-    content = {"application/json": {"schema": model.model_json_schema()}}
+    """The body of a route for the OpenAPI document, in which `app.api.BODIES` stand."""
+    content = {"application/json": {"schema": {"$ref": SCHEMA.format(model=model.__name__)}}}
     return {"requestBody": {"required": True, "content": content}}
 
 

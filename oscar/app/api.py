@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
+from pydantic.json_schema import models_json_schema
 
 import oscar
 from oscar.api import (
@@ -26,6 +27,7 @@ from oscar.api import (
     system,
     volumes,
 )
+from oscar.api.deps import SCHEMA
 from oscar.api.exposed_proxy import ExposedProxy
 from oscar.app.edge import App, Edge
 from oscar.app.front import Front, short
@@ -34,9 +36,21 @@ from oscar.app.render import ERROR_SCHEMA, install, render
 from oscar.app.start import Gate, Start
 from oscar.compute.base import Compute
 from oscar.core.executions import Executions
+from oscar.core.federation import Wanted
 from oscar.core.platform import Signals
 from oscar.model.service import Service
 from oscar.settings import Settings
+
+BODIES = (
+    Service,
+    storage.BucketRequest,
+    storage.PresignRequest,
+    volumes.VolumeRequest,
+    federation.FederationRequest,
+    federation.ReplicasRequest,
+    Wanted,
+)
+"""What routes read themselves. Their schemas are made when the document is asked for, not at each start."""
 
 
 def build(
@@ -110,9 +124,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         )
         components = document.setdefault("components", {})
         components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
-        components["schemas"].setdefault(
-            "Service", Service.model_json_schema(ref_template="#/components/schemas/{model}")
-        )
+        _, bodies = models_json_schema([(body, "validation") for body in BODIES], ref_template=SCHEMA)
+        for name, schema in bodies["$defs"].items():
+            components["schemas"].setdefault(name, schema)
         components["securitySchemes"] = {
             "BasicAuth": {"type": "http", "scheme": "basic"},
             "BearerAuth": {

@@ -1,4 +1,4 @@
-"""The S3 server's process: `python -m oscar.app.s3 LISTEN_FD PARENT_FD`, started by `oscar.app.serve`.
+"""The S3 server's process, forked by `oscar.app.serve`, or `python -m oscar.app.s3 LISTEN_FD PARENT_FD` started by it.
 
 Its own process, so that large transfers never delay a call. The parent's socket brings the settings as a line of JSON
 when the Store is ready for use (they hold secrets, which must not be in arguments); a byte back says that jobs may have
@@ -12,11 +12,14 @@ import contextlib
 import functools
 import gc
 import json
+import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import MutableMapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import uvicorn
 
@@ -168,11 +171,34 @@ async def _serve(settings: Settings, listen: socket.socket, parent: socket.socke
 
 def main() -> None:
     """Serve until the parent is gone or a signal says stop."""
-    import uvloop
-
     listen, parent = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     # What is imported stays: the collector need not look at it again and again.
     gc.freeze()
+    _run(listen, parent)
+
+
+def forked(listen: socket.socket, parent: socket.socket) -> NoReturn:
+    """The same in a process that was just forked, which ends here and never goes back to what its parent does."""
+    code = 1
+    try:
+        os.setsid()
+        with contextlib.suppress(OSError):
+            Path("/proc/self/comm").write_text("oscar-s3")  # what `ps -e` and `top` show
+        gc.enable()
+        _run(listen, parent)
+        code = 0
+    except Exception:  # noqa: BLE001 - the end of the process, as Python would say it
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+
+
+def _run(listen: socket.socket, parent: socket.socket) -> None:
+    import uvloop
+
     settings = read_settings(parent)
     if settings is not None:
         uvloop.run(_serve(settings, listen, parent))

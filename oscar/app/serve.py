@@ -2,7 +2,8 @@
 
 Called by the CLI (and by it for `oscar demo`). Both listening sockets are opened here, so that a port in use is said at
 once; the child inherits its own and one end of a socket pair, over which it gets its settings and wakes the dispatcher.
-SIGTERM drains both.
+SIGTERM drains both. The first child is forked before the API is imported: the two share the memory of what both need,
+and it is loaded once. One that takes its place later is a new process.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from oscar import telemetry, tracing
 from oscar.app import web
-from oscar.app.start import Start
 from oscar.errors import Conflict
 from oscar.settings import Settings
+
+if TYPE_CHECKING:
+    from oscar.app.start import Start
 
 log = telemetry.get("serve")
 
@@ -50,14 +55,13 @@ def serve(settings: Settings) -> None:
     telemetry.configure(
         level=settings.log_level, json=settings.log_json, keep=settings.server_log / "server.log"
     )
-    tracing.configure(settings, process="api")
     web.check_tls(settings)
     if settings.store == "minio":
         from oscar.app.stores import check_minio
 
         check_minio(settings)
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(settings.data):
+    with _locked(settings.data) as lock:
         api = _listen(settings.host, settings.port, "OSCAR_SERVICE_PORT")
         # With a MinIO there is no S3 server of ours.
         s3 = (
@@ -65,8 +69,11 @@ def serve(settings: Settings) -> None:
             if settings.store == "embedded"
             else None
         )
+        first = _fork_s3(s3, lock, api.fileno()) if s3 is not None else None
+        # Its threads come after the fork.
+        tracing.configure(settings, process="api")
         try:
-            uvloop.run(_serve(_addressed(settings, api, s3), api, s3))
+            uvloop.run(_serve(_addressed(settings, api, s3), api, s3, first))
         finally:
             tracing.close()
 
@@ -85,7 +92,7 @@ def _addressed(settings: Settings, api: socket.socket, s3: socket.socket | None)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[int]:
     # One server a data folder: that is what lets it take over all leases at start.
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -95,7 +102,7 @@ def _locked(folder: Path) -> Iterator[None]:
             f"Another server works on {folder}", field="OSCAR_DATA", fix="stop it, or set another data folder"
         ) from None
     try:
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -121,8 +128,9 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
         return listener
 
 
-async def _serve(settings: Settings, api: socket.socket, s3: socket.socket | None) -> None:
+async def _serve(settings: Settings, api: socket.socket, s3: socket.socket | None, first: _S3 | None) -> None:
     from oscar.app.api import build
+    from oscar.app.start import Start
 
     start = Start()
     application, wake = build(settings, start=start)
@@ -135,8 +143,8 @@ async def _serve(settings: Settings, api: socket.socket, s3: socket.socket | Non
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, stop)
     tasks = [asyncio.create_task(_stop_if_failed(start, stop))]
-    if s3 is not None:
-        tasks.append(asyncio.create_task(_keep_s3(settings, s3, start, wake)))
+    if s3 is not None and first is not None:
+        tasks.append(asyncio.create_task(_keep_s3(settings, s3, first, start, wake)))
     _write_client_file(settings)
     log.info("serving", api=settings.url, s3=settings.minio_endpoint, docs=f"{settings.url}/docs")
     # What is imported stays: the collector need not look at it again and again.
@@ -177,37 +185,93 @@ def _write_client_file(settings: Settings) -> None:
     draft.replace(path)
 
 
-async def _keep_s3(settings: Settings, listener: socket.socket, start: Start, wake: asyncio.Event) -> None:
+@dataclass(frozen=True, slots=True)
+class _S3:
+    """The S3 server's process."""
+
+    ours: socket.socket
+    """Our end of the way to it."""
+    wait: Callable[[], Awaitable[int]]
+    """Its exit status, when it has ended."""
+    kill: Callable[[], None]
+
+
+def _fork_s3(listener: socket.socket, *not_its: int) -> _S3:
+    """The first S3 server, while this process has no other thread.
+
+    Args:
+        listener: its port.
+        not_its: open files that it closes, as their locks and ports would outlive this process in it.
+    """
+    from oscar.app import s3
+
+    ours, theirs = socket.socketpair()
+    # What is imported by now stays, in both: the collector would only write to the pages that they share.
+    gc.freeze()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        for descriptor in not_its:
+            os.close(descriptor)
+        s3.forked(listener, theirs)
+    theirs.close()
+    ours.setblocking(False)
+    descriptor = os.pidfd_open(pid)
+
+    async def wait() -> int:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 - it has ended
+        os.close(descriptor)
+        return status
+
+    return _S3(ours, wait, lambda: signal.pidfd_send_signal(descriptor, signal.SIGKILL))
+
+
+async def _start_s3(listener: socket.socket) -> _S3:
+    """Another one in its place."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "oscar.app.s3",
+            str(listener.fileno()),
+            str(theirs.fileno()),
+            pass_fds=(listener.fileno(), theirs.fileno()),
+            start_new_session=True,
+        )
+    ours.setblocking(False)
+    return _S3(ours, process.wait, process.kill)
+
+
+async def _keep_s3(
+    settings: Settings, listener: socket.socket, process: _S3, start: Start, wake: asyncio.Event
+) -> None:
     """Keep the S3 server's process alive; ends it when cancelled."""
     while True:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "oscar.app.s3",
-                str(listener.fileno()),
-                str(theirs.fileno()),
-                pass_fds=(listener.fileno(), theirs.fileno()),
-                start_new_session=True,
-            )
-            theirs.close()
-            ours.setblocking(False)
-            listening = asyncio.create_task(_talk(ours, settings, start, wake))
+        with process.ours:
+            listening = asyncio.create_task(_talk(process.ours, settings, start, wake))
             try:
                 status = await process.wait()
             except asyncio.CancelledError:
                 # The end of its socket tells it to drain; it ends by itself.
                 listening.cancel()
-                ours.close()
+                process.ours.close()
                 await _drained(process, settings.drain)
                 raise
             listening.cancel()
         log.error("the S3 server ended; it is started again", status=status)
         await asyncio.sleep(_RESTART_S)
+        process = await _start_s3(listener)
 
 
-async def _drained(process: asyncio.subprocess.Process, seconds: float) -> None:
+async def _drained(process: _S3, seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds + 2):
             await process.wait()

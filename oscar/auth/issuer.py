@@ -8,18 +8,17 @@ configuration names. Source of the formats: OpenID Connect Discovery 1.0, RFC 75
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, Key, OKPKey, RSAKey
 
 from oscar import telemetry
+from oscar.auth.addresses import is_loopback, is_safe
 from oscar.errors import Unauthorized, Unavailable
 
 log = telemetry.get("oidc")
@@ -244,22 +243,3 @@ def _key(item: object) -> Key | None:
         return None
     # A symmetric key in a public key set would let everybody sign.
     return key if isinstance(key, RSAKey | ECKey | OKPKey) else None
-
-
-def is_loopback(url: str) -> bool:
-    """Whether an address is on this machine."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def is_safe(url: str, *, loopback: bool) -> bool:
-    """Whether tokens and keys may travel there: https, or on this machine when `loopback` allows."""
-    parts = urlsplit(url)
-    if not parts.hostname or parts.username is not None or parts.fragment:
-        return False
-    return parts.scheme == "https" or (loopback and parts.scheme == "http" and is_loopback(url))

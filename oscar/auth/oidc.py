@@ -23,8 +23,9 @@ from joserfc.jws import JWSRegistry
 from joserfc.jwt import JWTClaimsRegistry
 
 from oscar import telemetry
+from oscar.auth.addresses import is_safe
 from oscar.auth.claims import groups_of, may_enter, name_of, refusal
-from oscar.auth.issuer import Issuer, is_safe
+from oscar.auth.issuer import Issuer
 from oscar.errors import InvalidField, Unauthorized, Unavailable
 from oscar.model.user import ADMIN, ADMIN_KEY, ANONYMOUS, Identity
 from oscar.settings import Settings

@@ -4,6 +4,6 @@ No rule lives here: every command is a few calls of `oscar.client`, and what the
 or as JSON. Described in `docs/cli.md`.
 """
 
-from oscar.cli.main import app, main
+from oscar.cli.main import main, program
 
-__all__ = ["app", "main"]
+__all__ = ["main", "program"]

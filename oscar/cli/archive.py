@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oscar.cli import output
-from oscar.cli.session import JsonOption
+from oscar.cli.output import JsonOption
 
 if TYPE_CHECKING:
     from oscar.core.archive import Summary

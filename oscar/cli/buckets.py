@@ -12,7 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from oscar.cli import output
 from oscar.cli.files import place
-from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, client, run
+from oscar.cli.output import JsonOption
+from oscar.cli.session import ClusterOption, ConfigOption, client, run
 from oscar.client import Bucket, BucketContent, Client, Presigned
 from oscar.errors import Misuse
 from oscar.model.fields import as_seconds

@@ -13,7 +13,8 @@ import typer
 from oscar.cli import output
 from oscar.cli.clusters_file import KnownCluster
 from oscar.cli.copy import copy
-from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, clusters_file, connect, find, run
+from oscar.cli.output import JsonOption
+from oscar.cli.session import ClusterOption, ConfigOption, clusters_file, connect, find, run
 from oscar.client import Client
 from oscar.errors import Misuse
 

@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from oscar.cli import output
-from oscar.cli.session import ConfigOption, JsonOption, connect, find, known_clusters, run
+from oscar.cli.output import JsonOption
+from oscar.cli.session import ConfigOption, connect, find, known_clusters, run
 from oscar.client import Bucket, Client
 from oscar.errors import Misuse, OscarError
 from oscar.model.carried import Carried, carried

@@ -13,7 +13,8 @@ import typer
 
 from oscar.cli import output
 from oscar.cli.clusters_file import ClustersFile
-from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, client, clusters_file, run
+from oscar.cli.output import JsonOption
+from oscar.cli.session import ClusterOption, ConfigOption, client, clusters_file, run
 from oscar.client import Client
 from oscar.errors import Misuse
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from oscar.cli import output
-from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, aliases, client, run
+from oscar.cli.output import JsonOption
+from oscar.cli.session import ClusterOption, ConfigOption, aliases, client, run
 from oscar.client import Client, Storage, Stored
 from oscar.errors import Misuse, Unsupported
 from oscar.model.service import Service, parse_service

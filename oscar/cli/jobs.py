@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from oscar.cli import output
-from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, aliases, client, run
+from oscar.cli.output import JsonOption
+from oscar.cli.session import ClusterOption, ConfigOption, aliases, client, run
 from oscar.client import Client, Job, JobSummary, Submitted
 from oscar.errors import InvocationTimeout, Misuse
 

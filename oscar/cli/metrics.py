@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from oscar.cli import output
-from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, client, run
+from oscar.cli.output import JsonOption
+from oscar.cli.session import ClusterOption, ConfigOption, client, run
 from oscar.client import Breakdown, MetricsSummary, ServiceMetrics
 from oscar.errors import Misuse
 

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def as_json(value: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from oscar.cli import output
-from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, client, run
+from oscar.cli.output import JsonOption
+from oscar.cli.session import ClusterOption, ConfigOption, client, run
 from oscar.errors import Misuse
 
 group = typer.Typer(help="What users may have at once.", no_args_is_help=True)

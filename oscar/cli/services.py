@@ -17,11 +17,11 @@ import typer
 
 from oscar.cli import exposed, files, jobs, output
 from oscar.cli.clusters_file import ClustersFile, KnownCluster
+from oscar.cli.output import JsonOption
 from oscar.cli.session import (
     LOCAL,
     ClusterOption,
     ConfigOption,
-    JsonOption,
     aliases,
     client,
     clusters_file,

@@ -47,7 +47,6 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="The file of clusters.", show_default="~/.oscar-cli/config.yaml"),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def aliases(group: typer.Typer, commands: Mapping[str, Callable[..., None]]) -> None:

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from oscar.cli import output
-from oscar.cli.session import ClusterOption, ConfigOption, JsonOption, client, run
+from oscar.cli.output import JsonOption
+from oscar.cli.session import ClusterOption, ConfigOption, client, run
 from oscar.client import Volume
 
 group = typer.Typer(help="Volumes: folders that outlive jobs and services.", no_args_is_help=True)

@@ -10,9 +10,8 @@ import json
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from oscar.auth.exchange import Fresh
 from oscar.core import members
 from oscar.core.members import Access
 from oscar.core.platform import Platform
@@ -31,6 +30,9 @@ from oscar.model.service import Service
 from oscar.model.user import Caller
 from oscar.state.copies import Change, Copy, NewCopy
 from oscar.state.services import ServiceRow
+
+if TYPE_CHECKING:
+    from oscar.auth.exchange import Fresh
 
 REFRESH_PATH = f"/environment/secrets/{REFRESH_TOKEN}"
 """Where a service's refresh token lies among its secrets."""

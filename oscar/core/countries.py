@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import ipaddress
 from pathlib import Path
-
-import maxminddb
+from typing import TYPE_CHECKING
 
 from oscar.errors import Misuse
+
+if TYPE_CHECKING:
+    import maxminddb
 
 _KEPT = 4096
 
@@ -28,6 +30,8 @@ class Countries:
         """
         self._reader: maxminddb.Reader | None = None
         if file is not None:
+            import maxminddb
+
             try:
                 self._reader = maxminddb.open_database(file, maxminddb.MODE_MMAP)
             except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:

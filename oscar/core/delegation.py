@@ -13,10 +13,9 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from oscar import telemetry, tracing
-from oscar.client import Job as RemoteJob
 from oscar.core import jobs, services, traces
 from oscar.core.copies import cluster_of
 from oscar.core.platform import Known, Platform
@@ -32,6 +31,9 @@ from oscar.model.job import Job, JobState, RetryPolicy, Trouble, backoff, judge
 from oscar.model.storage import DEFAULT_PROVIDER
 from oscar.state.delegations import Delegation
 from oscar.tracing import Place
+
+if TYPE_CHECKING:
+    from oscar.client import Job as RemoteJob
 
 log = telemetry.get("delegation")
 

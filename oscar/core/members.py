@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx2
 
-from oscar.auth.issuer import is_loopback
-from oscar.client import Client
+from oscar.auth.addresses import is_loopback
 from oscar.errors import InvalidField, OscarError
 from oscar.model.federation import Cluster
 from oscar.settings import Settings
+
+if TYPE_CHECKING:
+    from oscar.client import Client
 
 WITHIN = 20.0
 """Seconds that a member has for one answer."""
@@ -123,6 +125,9 @@ class Members:
         key = (access, bearer)
         found = self._clients.pop(key, None)
         if found is None:
+            # Its modules are megabytes, for those who have members.
+            from oscar.client import Client
+
             found = Client(
                 access.endpoint,
                 user=access.user or None,

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oscar import telemetry
-from oscar.client import Client
 from oscar.core.copies import Bearers, cluster_of, given_token, stored
 from oscar.core.members import WITHIN, Access
 from oscar.core.platform import Platform
@@ -34,6 +33,9 @@ from oscar.model.job import RetryPolicy, backoff
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.state.copies import Copy
+
+if TYPE_CHECKING:
+    from oscar.client import Client
 
 log = telemetry.get("federation")
 

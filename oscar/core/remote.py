@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 
 from oscar import telemetry
-from oscar.auth.exchange import Fresh
-from oscar.client import Client
-from oscar.client import Job as RemoteJob
 from oscar.compute.base import LogLine
 from oscar.core import copies
 from oscar.core.members import Access, certainly_unsent
@@ -38,6 +35,11 @@ from oscar.errors import (
 )
 from oscar.model.federation import ORIGIN_CLUSTER, ORIGIN_SERVICE, Replica, Topology
 from oscar.model.job import Job
+
+if TYPE_CHECKING:
+    from oscar.auth.exchange import Fresh
+    from oscar.client import Client
+    from oscar.client import Job as RemoteJob
 
 log = telemetry.get("delegation")
 
@@ -359,6 +361,8 @@ class Remote:
         client = self._p.members.client(Access.of(at))
 
         async def ask() -> Fresh:
+            from oscar.auth.exchange import Fresh
+
             said = await client.federation_token(name, provider.secret_key)
             return Fresh(str(said["access_token"]), float(said["expires_in"]), None)
 
@@ -379,6 +383,8 @@ class Remote:
 
 
 async def _listed(client: Client, service: str, job_id: str) -> RemoteJob:
+    from oscar.client import Job as RemoteJob
+
     async for summary in client.jobs(service):
         if summary.name == job_id:
             return RemoteJob(

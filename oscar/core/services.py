@@ -13,10 +13,9 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oscar import telemetry
-from oscar.auth.exchange import Fresh
 from oscar.auth.rules import Action, Thing, choose_vo, may, may_administer, require_user
 from oscar.core import config, copies, deployments, propagation, providers, quotas, volumes
 from oscar.core.platform import Known, Platform
@@ -36,6 +35,9 @@ from oscar.model.service import Service, definition, parse_service, unknown_fiel
 from oscar.model.user import ADMIN, Caller
 from oscar.state.copies import Copy
 from oscar.state.services import BucketUse, ServiceRow, taken_name
+
+if TYPE_CHECKING:
+    from oscar.auth.exchange import Fresh
 
 log = telemetry.get("services")
 

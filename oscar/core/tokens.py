@@ -12,14 +12,17 @@ import hashlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import httpx2
 
 from oscar import telemetry
-from oscar.auth.exchange import Exchange, Fresh
 from oscar.errors import InvalidField, RefreshTokenInvalid
 from oscar.settings import Settings
 from oscar.state.refresh_tokens import RefreshTokens
+
+if TYPE_CHECKING:
+    from oscar.auth.exchange import Exchange, Fresh
 
 log = telemetry.get("tokens")
 
@@ -57,9 +60,13 @@ class Tokens:
         self._settings = settings
         self._rows = rows
         self._clock = clock
-        self._http = httpx2.AsyncClient(timeout=_WITHIN, follow_redirects=False)
+        self._http: httpx2.AsyncClient | None = None
         self._exchange: Exchange | None = None
         if settings.oidc_issuers and settings.oidc_client_id:
+            # Their libraries and the trusted certificates are megabytes, for those who exchange tokens.
+            from oscar.auth.exchange import Exchange
+
+            self._http = httpx2.AsyncClient(timeout=_WITHIN, follow_redirects=False)
             self._exchange = Exchange(
                 settings.oidc_issuers[0], settings.oidc_client_id, settings.oidc_client_secret, self._http
             )
@@ -71,7 +78,8 @@ class Tokens:
         """Let go of connections."""
         if self._exchange is not None:
             await self._exchange.close()
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.aclose()
 
     def require(self) -> Exchange:
         """What exchanges tokens.

@@ -6,6 +6,7 @@ import base64
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def test_options_reach_the_s3_server_and_secrets_stay_out_of_arguments(
     assert not elsewhere.exists()
     (child,) = children(stopped.process.pid)
     said = Path(f"/proc/{child}/cmdline").read_bytes()
-    assert b"oscar.app.s3" in said
+    assert Path(f"/proc/{child}/comm").read_text() == "oscar-s3\n"
     assert KEYS["MINIO_SECRET_KEY"].encode() not in said
 
 
@@ -182,5 +183,42 @@ def test_sigterm_ends_both_processes(stopped: Server) -> None:
     try:
         assert stopped.stop() == 0
         assert select.select([descriptor], [], [], 0)[0], "the S3 server is still there"
+    finally:
+        os.close(descriptor)
+
+
+def test_an_s3_server_that_was_killed_is_replaced(stopped: Server) -> None:
+    stopped.start()
+    assert stopped.process
+    (first,) = children(stopped.process.pid)
+    client = s3(stopped)
+    client.create_bucket(Bucket="again")  # type: ignore[attr-defined]  # boto3 has no types
+    os.kill(first, signal.SIGKILL)
+    client.put_object(Bucket="again", Key="k", Body=b"x")  # type: ignore[attr-defined]
+    (second,) = children(stopped.process.pid)
+    assert second != first
+    said = Path(f"/proc/{second}/cmdline").read_bytes()
+    assert b"oscar.app.s3" in said
+    assert KEYS["MINIO_SECRET_KEY"].encode() not in said
+    assert stopped.stop() == 0
+
+
+def test_an_s3_server_that_outlives_a_killed_server_is_in_nobodys_way(stopped: Server) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    stopped.start("--port", port)
+    assert stopped.process
+    (child,) = children(stopped.process.pid)
+    descriptor = os.pidfd_open(child)
+    os.kill(child, signal.SIGSTOP)
+    try:
+        stopped.kill()
+        # It holds neither the folder nor the port of the API.
+        stopped.start("--port", port)
+    finally:
+        os.kill(child, signal.SIGCONT)
+    try:
+        assert select.select([descriptor], [], [], WITHIN)[0], "the S3 server is still there"
     finally:
         os.close(descriptor)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from oscar.app.api import BODIES
 from tests.api.conftest import Scene
 
 ROOT = Path(__file__).parents[2]
@@ -129,3 +130,23 @@ def test_nothing_of_the_published_api_is_missing(scene: Scene) -> None:
     ours = scene.http.get("/openapi.json").json()
     assert len(theirs["paths"]) > 20, "the published description was read"
     assert sorted(missing(theirs, ours)) == sorted(excepted())
+
+
+def references(part: Any) -> Iterator[str]:
+    """All references below a part of a document."""
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for value in part.values():
+            yield from references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from references(value)
+
+
+def test_every_reference_leads_somewhere(scene: Scene) -> None:
+    document = scene.http.get("/openapi.json").json()
+    named = set(references(document))
+    assert {f"#/components/schemas/{body.__name__}" for body in BODIES} <= named
+    for reference in named:
+        assert resolved({"$ref": reference}, document)

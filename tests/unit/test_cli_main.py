@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 import oscar
-from oscar.cli import app, files, output
+from oscar.cli import files, output, program
 from oscar.cli.main import run
 from oscar.cli.services import payload
 from oscar.errors import Misuse
@@ -279,7 +279,7 @@ def test_every_command_has_json_or_says_one_line() -> None:
         if not hasattr(command, "commands"):
             yield name, command
 
-    for name, command in walk(typer.main.get_command(app), ""):
+    for name, command in walk(typer.main.get_command(program()), ""):
         if name in showing:
             options = [option for parameter in command.params for option in parameter.opts]  # type: ignore[attr-defined]
             assert "--json" in options, name
@@ -298,7 +298,7 @@ def test_every_command_is_documented() -> None:
             if not child.hidden:
                 yield from walk(child, f"{words} {name}")
 
-    commands = set(walk(typer.main.get_command(app), "oscar"))
+    commands = set(walk(typer.main.get_command(program()), "oscar"))
     text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
     rows = re.findall(r"^\| `(oscar[^`]*)`", text, re.MULTILINE)
     documented = {re.match(r"oscar(?: [a-z-]+)+", row)[0] for row in rows}  # type: ignore[index]

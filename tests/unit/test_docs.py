@@ -85,7 +85,7 @@ def cli_commands() -> list[str]:
     """Each command as it is typed: `oscar service list`."""
     import typer.main
 
-    from oscar.cli import app
+    from oscar.cli import program
 
     def walk(command: Any, words: str) -> Iterator[str]:
         children = getattr(command, "commands", None)
@@ -96,7 +96,7 @@ def cli_commands() -> list[str]:
             if not child.hidden:
                 yield from walk(child, f"{words} {name}")
 
-    return sorted(walk(typer.main.get_command(app), "oscar"))
+    return sorted(walk(typer.main.get_command(program()), "oscar"))
 
 
 def test_the_table_of_settings_is_what_the_program_reads() -> None:

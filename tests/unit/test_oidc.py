@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oscar.auth.addresses import is_safe
 from oscar.auth.claims import groups_of, may_enter, name_of
-from oscar.auth.issuer import FRESH, REFETCH, RETRY, STALE, is_safe
+from oscar.auth.issuer import FRESH, REFETCH, RETRY, STALE
 from oscar.auth.oidc import Oidc
 from oscar.errors import InvalidField, Unauthorized, Unavailable
 from oscar.settings import Settings
