@@ -16,7 +16,7 @@ import pytest
 from _pytest.terminal import TerminalReporter
 
 from oscar import telemetry
-from tests import images, postgres
+from tests import images, postgres, stores
 from tests import server as servers
 from tests.cluster import images as cluster_images
 from tests.cluster import session as cluster_session
@@ -129,9 +129,24 @@ def postgres_server() -> Iterator[postgres.Postgres]:
         pytest.skip(str(missing))
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: postgres.Postgres) -> str:
+    """The name of a database with the present schema, to be copied."""
+    stores.bring_up(postgres_server.create("present"))
+    return "present"
+
+
 @pytest.fixture
-def postgres_url(postgres_server: postgres.Postgres) -> Iterator[str]:
-    """SQLAlchemy's URL of an empty database of a real PostgreSQL, for one test."""
+def postgres_url(postgres_server: postgres.Postgres, postgres_template: str) -> Iterator[str]:
+    """SQLAlchemy's URL of a database of a real PostgreSQL, for one test; it has the present schema and no rows."""
+    database = f"t{uuid.uuid4().hex}"
+    yield postgres_server.create(database, template=postgres_template)
+    postgres_server.drop(database)
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server: postgres.Postgres) -> Iterator[str]:
+    """The same without a schema, as a server finds it that is started for the first time."""
     database = f"t{uuid.uuid4().hex}"
     yield postgres_server.create(database)
     postgres_server.drop(database)

@@ -57,6 +57,8 @@ def grid(folder: Path, *names: str, **more: str) -> Iterator[dict[str, Server]]:
     folder.mkdir(parents=True, exist_ok=True)
     ports = iter(free_ports(2 * len(names)))
     made = {name: Server(folder / name, settings(next(ports), next(ports), **more)) for name in names}
+    for server in made.values():
+        server.prepare()
     with ThreadPoolExecutor(len(made)) as threads:
         try:
             list(threads.map(Server.start, made.values()))

@@ -68,19 +68,19 @@ class Postgres:
         """SQLAlchemy's URL of a database."""
         return f"postgresql+psycopg://oscar@/{database}?host={self.socket}"
 
-    def _admin(self, statement: str, database: str) -> None:
+    def _admin(self, statement: str, *names: str) -> None:
         with psycopg.connect(
             f"host={self.socket} user=oscar dbname=template1", autocommit=True
         ) as connection:
-            connection.execute(sql.SQL(statement).format(sql.Identifier(database)))
+            connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
-    def create(self, database: str) -> str:
-        """Make an empty database.
+    def create(self, database: str, *, template: str = "template0") -> str:
+        """Make a database: an empty one, or a copy of another.
 
         Returns:
             its URL.
         """
-        self._admin("CREATE DATABASE {} TEMPLATE template0", database)
+        self._admin("CREATE DATABASE {} TEMPLATE {}", database, template)
         return self.url(database)
 
     def drop(self, database: str) -> None:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import httpx2
 
+from tests import stores
+
 START_WITHIN = 60.0
 STOP_WITHIN = 40.0
 
@@ -52,7 +54,8 @@ class Server:
 
     def environment(self) -> dict[str, str]:
         """Its environment: nothing of the settings around it."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("OSCAR_", "MINIO_"))}
+        others = ("OSCAR_", "MINIO_", "PYTHONDONTWRITEBYTECODE")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
         return kept | {
             "OSCAR_DATA": str(self.data),
             "OSCAR_SERVICE_PORT": "0",
@@ -66,6 +69,11 @@ class Server:
     def facts(self) -> Path:
         """The file in which it says where it listens, and whose account it has."""
         return self.data / "client.json"
+
+    def prepare(self) -> None:
+        """Give a new data folder a database with the present schema: its migrations are shown by other tests."""
+        if not self.data.exists() and "OSCAR_DATABASE_URL" not in self.settings:
+            stores.sqlite(self.data / "oscar.db")
 
     def launch(self, *words: str) -> subprocess.Popen[bytes]:
         """Start it, with those options of `oscar serve`, and don't wait for it."""
@@ -138,6 +146,7 @@ def running(data: Path, **settings: str) -> Iterator[Server]:
         settings: environment variables for it.
     """
     server = Server(data, settings)
+    server.prepare()
     server.start()
     try:
         yield server

@@ -32,12 +32,12 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: Path, postgres_url: str) -> Iterator[Pair]:
+def pair(tmp_path: Path, empty_postgres_url: str) -> Iterator[Pair]:
     try:
         minio_world.here()
     except real_minio.MinioMissing as missing:
         pytest.skip(str(missing))
-    shared = {"OSCAR_DATABASE_URL": postgres_url, "OSCAR_PASSWORD": uuid.uuid4().hex}
+    shared = {"OSCAR_DATABASE_URL": empty_postgres_url, "OSCAR_PASSWORD": uuid.uuid4().hex}
     with minio_world.running(tmp_path, start=False, **shared) as world:
         port = free_port()
         addresses = {"OSCAR_SERVICE_PORT": str(port), "OSCAR_URL": f"http://127.0.0.1:{port}"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from oscar.compute.local.containers import Containers
+from oscar.compute.local import detect
 from oscar.compute.local.engine import Facts
 from oscar.errors import EngineMissing
 from oscar.model.quota import Limits
@@ -18,7 +20,7 @@ from oscar.model.storage import MinIOProvider
 from oscar.model.user import ADMIN
 from oscar.objects.base import ObjectStore
 from oscar.objects.s3 import S3Store
-from tests import computing, images, pods, s3_server
+from tests import computing, images, pods, s3_server, stores
 from tests.cluster.cluster import Cluster
 from tests.computing import Machine
 from tests.invoking import Street
@@ -32,13 +34,15 @@ class Tool:
     """A container engine that works here."""
 
     name: str
+    kept: Path
+    """The file in which `detect` wrote down what it can do."""
     facts: Facts
     image: str
     user_image: str
 
 
 class Tools:
-    """Finds out once about each container engine what it can do."""
+    """Finds out about each container engine what it can do: once for all of pytest-xdist's workers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -56,17 +60,29 @@ class Tools:
         return found
 
     async def _find(self, name: str) -> Tool:
-        engine = Containers(name, self._folder / name, installation="test-facts")
-        try:
-            await engine.probe()
-        finally:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            place = detect.Place(self._folder, "test-facts")
+            engine = await detect.choose(name, place)
             await engine.close()
-        return Tool(name, engine.facts, images.busybox(name), images.busybox(name, "USER 1001"))
+            kept = place.folder / f"{name}.json"
+            return Tool(name, kept, engine.facts, images.busybox(name), images.busybox(name, "USER 1001"))
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """SQLAlchemy's URL of a database with the present schema and no rows, of each kind."""
+    if request.param == "sqlite":
+        return stores.sqlite(tmp_path / "oscar.db")
+    return str(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture(scope="session")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
-    return Tools(tmp_path_factory.mktemp("tools"))
+    base = tmp_path_factory.getbasetemp()
+    # A worker has a folder of its own in that of the run.
+    return Tools((base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "tools")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -69,12 +68,9 @@ class World:
         return usages[BUCKET]
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    url = (
-        f"sqlite:///{tmp_path}/o.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-    )
-    made = World(url)
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    made = World(database_url)
     asyncio.run(made.index.create_bucket(Bucket(BUCKET, "alice")))
     yield made
     made.store.close()

@@ -319,7 +319,7 @@ def test_a_payload_may_be_a_file(machine: Machine, tmp_path: Path) -> None:
 
 def test_many_at_once(machine: Machine) -> None:
     folder = uuid.uuid4().hex
-    count = 20
+    count = 12
 
     async def scenario(server: Server) -> None:
         orders = [

@@ -22,7 +22,7 @@ from oscar.errors import EngineMissing
 from oscar.model.job import Trouble
 from oscar.settings import Settings
 from tests.computing import Machine, Server
-from tests.contract.conftest import CONTAINERS, Tools
+from tests.contract.conftest import CONTAINERS, Tool, Tools
 from tests.contract.test_compute import live
 from tests.invoking import NO_STORE, alive, until
 
@@ -147,34 +147,39 @@ def test_unsafe_processes_run_without_a_sandbox_and_leave_nothing_running(tmp_pa
 def test_what_was_found_out_is_kept_while_nothing_changes(
     name: str, tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tools.get(name)
+    tool = tools.get(name)
     here = place(tmp_path)
-    first = choose(name, here)
-    kept = here.folder / f"{name}.json"
-    assert kept.exists()
-    data = json.loads(kept.read_text())
-    data["facts"]["detail"] = "as kept"
-    kept.write_text(json.dumps(data))
+    kept = keep(here, name, tool, detail="as kept")
     assert choose(name, here).facts.detail == "as kept"
     # Another configuration is another engine.
     monkeypatch.setenv("CONTAINERS_CONF", str(tmp_path / "none.conf"))
     (tmp_path / "none.conf").touch()
-    assert choose(name, here).facts.detail == first.facts.detail
+    assert choose(name, here).facts.detail == tool.facts.detail
+    assert json.loads(kept.read_text())["facts"]["detail"] == tool.facts.detail
+    # What is no facts is as good as none: the engine is tried.
     kept.write_text("{broken")
-    assert choose(name, here).facts.detail == first.facts.detail
+    put(tmp_path, name, DEAD_PODMAN)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(EngineMissing, match="no space for dragons"):
+        choose(name, here)
+
+
+def keep(here: Place, name: str, tool: Tool, **facts: str) -> Path:
+    """Have facts of that engine written down, some of them changed; where."""
+    data = json.loads(tool.kept.read_text())
+    data["facts"] |= facts
+    here.folder.mkdir(parents=True)
+    kept = here.folder / f"{name}.json"
+    kept.write_text(json.dumps(data))
+    return kept
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_facts_that_are_kept_are_checked_again_in_the_background(
     name: str, tools: Tools, tmp_path: Path
 ) -> None:
-    tools.get(name)
     here = place(tmp_path)
-    choose(name, here)
-    kept = here.folder / f"{name}.json"
-    data = json.loads(kept.read_text())
-    data["facts"]["version"] = "old"
-    kept.write_text(json.dumps(data))
+    kept = keep(here, name, tools.get(name), version="old")
 
     async def scenario() -> str:
         engine = await detect.choose(name, here)

@@ -21,7 +21,7 @@ from tests.computing import BUCKET
 from tests.contract.conftest import CONTAINERS, Tools
 
 KILLS = 6
-ORDERS = 24
+ORDERS = 15
 SCRIPT = "echo begun\nsleep 0.%d\necho %d > $TMP_OUTPUT_DIR/%d.txt\necho ended\n"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +21,9 @@ from oscar.state.store import Store
 from oscar.state.tables import jobs as table
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    url = f"sqlite:///{tmp_path}/db"
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgres_url")
-    made = Store(url, Sealer(["a key"]))
+@pytest.fixture
+def store(database_url: str) -> Any:
+    made = Store(database_url, Sealer(["a key"]))
     migrate(made)
     yield made
     made.close()

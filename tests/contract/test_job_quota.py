@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,12 +64,9 @@ def owners(jobs: list[Job]) -> dict[str, int]:
     return {owner: sum(job.owner == owner for job in jobs) for owner in {job.owner for job in jobs}}
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    url = (
-        f"sqlite:///{tmp_path}/o.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-    )
-    made = World(url)
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    made = World(database_url)
     yield made
     made.store.close()
 

@@ -82,12 +82,9 @@ class World:
         )
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    url = (
-        f"sqlite:///{tmp_path}/o.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-    )
-    made = World(url)
+@pytest.fixture
+def world(database_url: str) -> Iterator[World]:
+    made = World(database_url)
     made.run(lambda index: index.create_bucket(Bucket(BUCKET, "owner")))
     yield made
     made.close()

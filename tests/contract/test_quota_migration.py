@@ -63,7 +63,7 @@ def upgrade(store: Store, revision: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def test_what_is_there_is_counted(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    url = f"sqlite:///{tmp_path}/o.db" if kind == "sqlite" else request.getfixturevalue("postgres_url")
+    url = f"sqlite:///{tmp_path}/o.db" if kind == "sqlite" else request.getfixturevalue("empty_postgres_url")
     store = Store(url, Sealer(["k"]))
     upgrade(store, "0002")
     definition = '{"cpu": "0.5", "memory": "1Gi", "enable_gpu": true, "ephemeral_storage_request": "1k"}'

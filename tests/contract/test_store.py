@@ -20,14 +20,9 @@ from oscar.state.services import BucketUse, Services
 from oscar.state.store import Store, now_ms
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    url = (
-        f"sqlite:///{tmp_path}/oscar.db"
-        if request.param == "sqlite"
-        else request.getfixturevalue("postgres_url")
-    )
-    opened = Store(url, Sealer(["key-one"]))
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    opened = Store(database_url, Sealer(["key-one"]))
     migrate(opened)
     yield opened
     opened.close()

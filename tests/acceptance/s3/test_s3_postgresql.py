@@ -16,8 +16,8 @@ PART = 5 * MIB
 
 
 @pytest.mark.postgres
-def test_the_same_on_postgresql(tmp_path: Path, postgres_url: str) -> None:
-    with s3_server.running(tmp_path, url=postgres_url) as server:
+def test_the_same_on_postgresql(tmp_path: Path, empty_postgres_url: str) -> None:
+    with s3_server.running(tmp_path, url=empty_postgres_url) as server:
         s3, body = admin(server), os.urandom(3 * MIB)
         keys = ["a", "a/b", "a-b", "ab", "é", "Z", "a b", "_"]
         for key in keys:
