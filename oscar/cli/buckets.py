@@ -20,6 +20,12 @@ from oscar.model.fields import as_seconds
 
 group = typer.Typer(help="Buckets and who sees them.", no_args_is_help=True)
 
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(group, name="bucket")
+
+
 BucketName = Annotated[str, typer.Argument(metavar="BUCKET", help="The bucket's name.")]
 Visibility = Annotated[
     str, typer.Option("--visibility", "-v", help="private, restricted (to the allowed users) or public.")

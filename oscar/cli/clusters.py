@@ -19,6 +19,13 @@ from oscar.client import Client
 from oscar.errors import Misuse
 
 group = typer.Typer(help="The servers that you know.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(group, name="cluster")
+
+
 group.command("copy")(copy)
 
 ClusterName = Annotated[str, typer.Argument(metavar="ID", help="The cluster's name here and in FDL files.")]

@@ -20,6 +20,12 @@ from oscar.errors import Misuse
 
 group = typer.Typer(help="Other clusters that take a service's jobs.", no_args_is_help=True)
 
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(group, name="federation")
+
+
 ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="The service's name.")]
 Members = Annotated[
     list[str],

@@ -17,9 +17,6 @@ from oscar.cli.session import ClusterOption, ConfigOption, aliases, client, run
 from oscar.client import Client, Job, JobSummary, Submitted
 from oscar.errors import InvocationTimeout, Misuse
 
-group = typer.Typer(help="Jobs: work that services do in the background.", no_args_is_help=True)
-logs_group = typer.Typer(help="The logs of a service's jobs.", no_args_is_help=True)
-
 ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="The service's name.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 FileInput = Annotated[str | None, typer.Option("--file-input", "-f", help="The file to send; - for stdin.")]
@@ -34,6 +31,7 @@ STATUSES = {"pending", "running", "succeeded", "failed", "suspended"}
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
+    group = typer.Typer(help="Jobs: work that services do in the background.", no_args_is_help=True)
     group.command("submit")(submit)
     group.command("list")(list_)
     group.command("status")(status)
@@ -49,6 +47,7 @@ def register(app: typer.Typer) -> None:
 def register_in_service(service: typer.Typer) -> None:
     """Add the commands that `oscar service` has for jobs."""
     service.command("job")(submit)
+    logs_group = typer.Typer(help="The logs of a service's jobs.", no_args_is_help=True)
     logs_group.command("list")(list_)
     logs_group.command("get")(logs)
     logs_group.command("remove")(remove)

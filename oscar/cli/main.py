@@ -1,13 +1,13 @@
 """The command tree, and how errors become messages and exit codes.
 
-Called by the script `oscar` and `python -m oscar`; puts the groups of the other modules together. A server starts
-without them: they and their client are a tenth of its start, and stay in its memory.
+Called by the script `oscar` and `python -m oscar`; puts the commands of the other modules together. Only those of the
+first word are loaded: all of them and their client are a tenth of a server's start, and would stay in its memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import importlib
 import json
 import os
 import sys
@@ -18,44 +18,29 @@ import typer
 from typer.main import get_command
 
 import oscar
-from oscar.cli import server
 from oscar.errors import InvocationTimeout, Misuse, OscarError, Unreachable
 
 OK, FAILED, USAGE, REFUSED, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
-@functools.cache
-def program() -> typer.Typer:
-    """All commands; made once, as the groups of the modules take commands of others."""
-    from oscar.cli import (
-        archive,
-        buckets,
-        clusters,
-        federation,
-        files,
-        jobs,
-        metrics,
-        quotas,
-        services,
-        volumes,
-    )
-
-    app = _server()
-    archive.register(app)
-    services.register(app)
-    jobs.register(app)
-    files.register(app)
-    metrics.register(app)
-    app.add_typer(buckets.group, name="bucket")
-    app.add_typer(volumes.group, name="volume")
-    app.add_typer(clusters.group, name="cluster")
-    app.add_typer(quotas.group, name="quota")
-    app.add_typer(federation.group, name="federation")
-    return app
+PARTS = {
+    "server": ("serve", "demo", "doctor", "minio-environment"),
+    "archive": ("export", "import"),
+    "services": ("service", "apply", "delete", "run"),
+    "jobs": ("job", "logs"),
+    "files": ("put", "get", "ls", "rm"),
+    "metrics": ("metrics",),
+    "buckets": ("bucket",),
+    "volumes": ("volume",),
+    "clusters": ("cluster",),
+    "quotas": ("quota",),
+    "federation": ("federation",),
+}
+"""The modules and the first words of their commands."""
 
 
-def _server() -> typer.Typer:
-    """Those of `server`."""
+def program(word: str = "") -> typer.Typer:
+    """The program, with all its commands; with the first word of one, only the module that has it."""
     app = typer.Typer(
         name="oscar",
         help="Event-driven data processing: put a file in a bucket and a function runs on it.",
@@ -66,7 +51,9 @@ def _server() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    server.register(app)
+    parts = [part for part, words in PARTS.items() if word in words] or PARTS
+    for part in parts:
+        importlib.import_module(f"oscar.cli.{part}").register(app)
     return app
 
 
@@ -104,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(words: Sequence[str]) -> int:
     """Run a command line; its exit code. Errors go to standard error, as JSON when `--json` is among the words."""
     try:
-        app = _server() if words and words[0] in server.COMMANDS else program()
+        app = program(words[0] if words else "")
         code = get_command(app).main(list(words), prog_name="oscar", standalone_mode=False)
     except typer.TyperException as error:
         return _wrong_words(error, words)

@@ -16,6 +16,12 @@ from oscar.errors import Misuse
 
 group = typer.Typer(help="What users may have at once.", no_args_is_help=True)
 
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(group, name="quota")
+
+
 _NO_LIMIT = "no limit"
 
 

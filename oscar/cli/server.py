@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +18,14 @@ from oscar.errors import Misuse, OscarError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("serve")(serve)
+    app.command("demo")(demo)
+    app.command("doctor")(doctor)
+    app.command("minio-environment")(minio_environment)
 
 
 def serve(
@@ -173,17 +180,3 @@ def doctor(as_json: JsonOption = False) -> None:
         typer.echo("\n".join(map(str, found)))
     if any(finding.level == "missing" for finding in found):
         raise typer.Exit(1)
-
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "serve": serve,
-    "demo": demo,
-    "doctor": doctor,
-    "minio-environment": minio_environment,
-}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the program."""
-    for name, command in COMMANDS.items():
-        app.command(name)(command)

@@ -36,8 +36,6 @@ from oscar.model import fdl
 
 T = TypeVar("T")
 
-group = typer.Typer(help="Services and what belongs to them.", no_args_is_help=True)
-
 ServiceName = Annotated[str, typer.Argument(metavar="SERVICE", help="The service's name.")]
 OwnerOption = Annotated[
     str | None, typer.Option(help="The owner's id, when several owners have a service of that name.")
@@ -49,6 +47,7 @@ def register(app: typer.Typer) -> None:
     app.command("apply")(apply)
     app.command("delete")(delete)
     app.command("run")(call)
+    group = typer.Typer(help="Services and what belongs to them.", no_args_is_help=True)
     group.command("get")(get)
     group.command("list")(list_)
     group.command("remove")(remove)

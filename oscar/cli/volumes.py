@@ -16,6 +16,12 @@ from oscar.client import Volume
 
 group = typer.Typer(help="Volumes: folders that outlive jobs and services.", no_args_is_help=True)
 
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(group, name="volume")
+
+
 VolumeName = Annotated[str, typer.Argument(metavar="VOLUME", help="The volume's name.")]
 OwnerOption = Annotated[
     str | None,

@@ -12,7 +12,7 @@ import typer.main
 
 import oscar
 from oscar.cli import files, output, program
-from oscar.cli.main import run
+from oscar.cli.main import PARTS, run
 from oscar.cli.services import payload
 from oscar.errors import Misuse
 from oscar.model.storage import OWN_STORE, ProviderRef, ProviderType
@@ -303,3 +303,10 @@ def test_every_command_is_documented() -> None:
     rows = re.findall(r"^\| `(oscar[^`]*)`", text, re.MULTILINE)
     documented = {re.match(r"oscar(?: [a-z-]+)+", row)[0] for row in rows}  # type: ignore[index]
     assert documented == commands
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_word_loads_the_part_that_has_it(part: str) -> None:
+    for word in PARTS[part]:
+        commands = typer.main.get_command(program(word)).commands  # type: ignore[attr-defined]  # of groups
+        assert {name for name, command in commands.items() if not command.hidden} == set(PARTS[part])
