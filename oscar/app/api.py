@@ -88,7 +88,8 @@ def build(
         events.router,
         system.router,
     ):
-        app.include_router(router)
+        # Not by `include_router`, which makes each route a second time, at the first request.
+        app.router.routes.extend(router.routes)
     install(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     executions = Executions(as_json=settings.log_json, keep=settings.server_log / "requests.log")
