@@ -458,8 +458,12 @@ def test_completion(shell: Shell, server: Server) -> None:
 
 
 def test_doctor(shell: Shell) -> None:
-    assert shell.ok("doctor").text.strip()
     assert shell.ok("doctor", "--json").json
+    # Without programs on the path there is no engine, which is soon found out.
+    alone = Shell(shell.home, shell.environment | {"PATH": "/nonexistent"})
+    done = alone.oscar("doctor")
+    assert done.code == 1
+    assert "MISSING  engine: " in done.text
 
 
 def test_python_client(server: Server, tmp_path: Path) -> None:
