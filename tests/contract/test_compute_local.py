@@ -390,13 +390,14 @@ Dead = Callable[[Server, Run], Awaitable[None]]
 def in_two_lives(
     machine: Machine, order_of: Callable[[Server], Run], between: Callable[[RunFolder], None]
 ) -> Run:
-    """Submit a run, drop the server while it runs, change its records, and let the next one settle it."""
+    """Submit a run that says "once", drop the server while it runs, and change its records for the next server."""
 
     async def first() -> Run:
         async with machine.serve(drop=True) as server:
             order = order_of(server)
             await server.compute.submit(order)
             await server.running(order.name)
+            await until(lambda: _log_has(machine, order.name, "once"))
             return order
 
     order = asyncio.run(first())
@@ -406,7 +407,9 @@ def in_two_lives(
 
 @EVERY
 def test_a_timeout_goes_on_counting_for_the_next_server(machine: Machine) -> None:
-    order = in_two_lives(machine, lambda server: server.order("sleep 300", timeout=2.0), lambda _: None)
+    order = in_two_lives(
+        machine, lambda server: server.order("echo once; sleep 300", timeout=2.0), lambda _: None
+    )
 
     async def scenario(server: Server) -> None:
         end = await server.done(order.name)
