@@ -6,6 +6,7 @@ missing program can't turn a suite green by leaving its tests out.
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -43,6 +44,17 @@ def allowed_reasons(text: str, here: str) -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[UNEXPECTED] = []
     config.pluginmanager.register(SkipWatch(config), "skip-watch")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Iterator[None]:
+    """All modules of tests stay for the whole run: the collector of garbage need not look at them again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class SkipWatch:

@@ -15,7 +15,8 @@ from oscar.client.wire import path
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # A command needs one or two of them.
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class SourceStatus(_Record):

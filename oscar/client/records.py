@@ -25,7 +25,8 @@ Time = Annotated[datetime | None, BeforeValidator(_no_time)]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # A command needs one or two of them.
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class Submitted(_Record):
