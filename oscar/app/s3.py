@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -177,10 +177,18 @@ def main() -> None:
     _run(listen, parent)
 
 
-def forked(listen: socket.socket, parent: socket.socket) -> NoReturn:
-    """The same in a process that was just forked, which ends here and never goes back to what its parent does."""
+def forked(listen: socket.socket, parent: socket.socket, not_its: Iterable[int]) -> NoReturn:
+    """The same in a process that was just forked, which ends here and never goes back to what its parent does.
+
+    Args:
+        listen: its port.
+        parent: its end of the way to its parent.
+        not_its: what else its parent has open, which must not outlive that in it.
+    """
     code = 1
     try:
+        for descriptor in not_its:
+            os.close(descriptor)
         os.setsid()
         with contextlib.suppress(OSError):
             Path("/proc/self/comm").write_text("oscar-s3")  # what `ps -e` and `top` show

@@ -210,22 +210,15 @@ def _fork_s3(listener: socket.socket, *not_its: int) -> _S3:
     gc.freeze()
     pid = os.fork()
     if pid == 0:
-        ours.close()
-        for descriptor in not_its:
-            os.close(descriptor)
-        s3.forked(listener, theirs)
+        s3.forked(listener, theirs, (ours.fileno(), *not_its))
     theirs.close()
     ours.setblocking(False)
     descriptor = os.pidfd_open(pid)
 
     async def wait() -> int:
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(descriptor, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(descriptor)
+        from oscar.compute.local.pids import end_of
+
+        await end_of(descriptor)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])  # noqa: ASYNC222 - it has ended
         os.close(descriptor)
         return status
