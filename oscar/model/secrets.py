@@ -121,6 +121,14 @@ def without_refresh_token(service: Service) -> Service:
     )
 
 
+def without_federation(service: Service) -> Service:
+    """The service as staging gets it where it runs apart from the server: other clusters are not its business.
+
+    So it has no accounts of theirs, and a definition without its refresh token is one.
+    """
+    return service.model_copy(update={"federation": None, "replicas": [], "clusters": {}})
+
+
 def _map_providers(service: Service, change: Callable[[tuple[str, ...], str], str]) -> Any:
     update: dict[str, Any] = {}
     for kind in type(service.storage_providers).model_fields:

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from oscar.model.job import Trouble
+from oscar.model.secrets import without_federation
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 
@@ -48,6 +49,7 @@ class Order(BaseModel):
     name: str
     job_id: str
     hops: int = 0
+    trace: str = ""
     service: Service
     """With the keys of its providers, without its script."""
     own: MinIOProvider
@@ -97,9 +99,9 @@ def read_order(folder: Path) -> Order:
 
 
 def without_users_secrets(service: Service) -> Service:
-    """The service as staging needs it: its script and the secrets of its environment stay away."""
+    """The service as staging needs it: its script, the secrets of its environment and other clusters stay away."""
     environment = service.environment.model_copy(update={"secrets": {}})
-    return service.model_copy(update={"script": "", "environment": environment})
+    return without_federation(service).model_copy(update={"script": "", "environment": environment})
 
 
 def size_of(parts: Sequence[bytes]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -23,9 +24,11 @@ from oscar.compute.kubernetes.routes import Way
 from oscar.compute.kubernetes.volumes import claim
 from oscar.compute.kubernetes.worker_manifests import Sidecar
 from oscar.errors import Unsupported
+from oscar.model.secrets import without_refresh_token
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.model.volume import key
+from oscar.supervisor.order import Order, without_users_secrets
 
 NAMES = Names("inst", "oscar-svc")
 SIDECAR = Sidecar("server:1", log_limit=1000, grace=60)
@@ -196,6 +199,32 @@ def test_defect_15_no_refresh_token_and_no_key_of_a_store_is_in_a_worker() -> No
     exposed = wanted.model_copy(update={"expose": service(expose={"api_port": 80}).expose})
     server = exposed_manifests.secret(NAMES, exposed, "ns", {})
     assert b"REFRESH" not in b"".join(base64.b64decode(value) for value in server["data"].values())
+
+
+def test_staging_of_a_federated_service_knows_nothing_of_the_federation() -> None:
+    """As engines get it, without its refresh token, and as pods read it: whole, and without accounts of members."""
+    federated = service(
+        environment={"secrets": {"refresh_token": "REFRESH", "MINE": "mine"}},
+        federation={
+            "topology": "star",
+            "members": [
+                {"type": "oscar", "cluster_id": "far"},
+                {"type": "endpoint", "url": "https://x.test", "headers": {"X-Key": "HEADER"}},
+            ],
+        },
+        replicas=[{"type": "oscar", "cluster_id": "far", "service_name": "x"}],
+        clusters={"far": {"endpoint": "https://far.test", "auth_user": "u", "auth_password": "ACCOUNT"}},
+    )
+    given = without_refresh_token(federated)
+    order = Order(
+        name="hello-1", job_id="hello", service=without_users_secrets(given), own=MinIOProvider()
+    ).as_file()
+    call = worker_manifests.files(worker_manifests.kit_of(given, "ns", SIDECAR), b"k" * 32)["service.json"]
+    for text in (order, call):
+        for secret in (b"REFRESH", b"HEADER", b"ACCOUNT"):
+            assert secret not in text
+    assert Order.model_validate_json(order).service.name == "hello"
+    assert Service.model_validate(json.loads(call)).environment.secrets == {"MINE": "mine"}
 
 
 def test_another_definition_makes_another_kit() -> None:

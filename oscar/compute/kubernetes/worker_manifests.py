@@ -19,7 +19,7 @@ from oscar.compute.kubernetes.attachments import CACHE, CACHE_AT, attached
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, SECRET
 from oscar.compute.kubernetes.manifests import of_ours, pull_secrets, resources, security
 from oscar.compute.kubernetes.names import DEFINITION, Names, service_object
-from oscar.model.secrets import without_secrets
+from oscar.model.secrets import without_federation, without_secrets
 from oscar.model.service import Service
 from oscar.supervisor.plan import function_config, service_environment
 from oscar.supervisor.workfolder import exports
@@ -108,7 +108,7 @@ def kit_of(
 def files(kit: Kit, key: bytes) -> dict[str, bytes]:
     """What the two containers find as files."""
     service = kit.service
-    shown = without_secrets(service)
+    shown = without_federation(without_secrets(service))
     # The sidecar has the variables of the service to tell them from those of a call.
     variables = service_environment(service)
     secrets = {name: value for name, value in service.environment.secrets.items() if name in variables}
