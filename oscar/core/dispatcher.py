@@ -31,6 +31,7 @@ LEASE_S = 30.0
 _RENEW_S = 10.0
 _LOOK_S = 5.0
 _TIDY_S = 300.0
+_FAULT_S = 5.0
 _BATCH = 16
 """Jobs that are claimed at once."""
 
@@ -158,6 +159,21 @@ class Dispatcher:
 
     async def _submit(self, job: Job, *, adopt: bool, fresh: bool = False) -> None:
         """Have the engine run it; only of a `fresh` one, claimed just now, the engine certainly knows nothing."""
+        try:
+            await self._give(job, adopt=adopt, fresh=fresh)
+        except OscarError:
+            raise
+        except Exception:
+            # A fault of ours in one job's way. Nobody knows whether the engine has it, so it gets the same run again.
+            log.exception("a job could not be given to the engine", job=job.id, attempt=job.attempt)
+            self._spawn(self._submit_again(job, adopt=adopt))
+
+    async def _submit_again(self, job: Job, *, adopt: bool) -> None:
+        await asyncio.sleep(_FAULT_S)
+        if job.run_name in self._held:
+            await self._submit(job, adopt=adopt)
+
+    async def _give(self, job: Job, *, adopt: bool, fresh: bool) -> None:
         known = await self._insisting(lambda: services.by_id(self._p, job.service_id))
         if known is None:
             await self._settle(
@@ -190,6 +206,7 @@ class Dispatcher:
             service=service,
             payload=payload,
             hops=job.hops,
+            trace=traces.of_job(job),
             user=job.user,
             timeout=service.timeout_seconds,
         )
