@@ -3,15 +3,12 @@
 `configure` is called once by each process (`app`). Without an endpoint there are no traces, and what makes them is not
 imported. A span is told when it has ended, with the times that were written down by then; the ids of jobs' spans follow
 from those of the jobs, so that other processes and servers can point at them, also after a restart. Where one is in a
-trace travels as W3C trace context: in the header `traceparent`, and with the rows of jobs.
+trace travels as W3C trace context (`model.trace`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import oscar
 from oscar import telemetry
+from oscar.model.trace import Place, identity
 from oscar.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,41 +25,9 @@ if TYPE_CHECKING:
 
 log = telemetry.get("tracing")
 
-HEADER = "traceparent"
 _NS = 1_000_000
 _PATH = "/v1/traces"
 _FAULT = 500
-# A later version may have more behind the flags, set off by a dash.
-_PARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A span in a trace."""
-
-    trace: int
-    span: int
-    sampled: bool = True
-    """Whether it is told; so are its children, wherever they are."""
-
-    def header(self) -> str:
-        """As `traceparent` has it."""
-        return f"00-{self.trace:032x}-{self.span:016x}-{int(self.sampled):02x}"
-
-    @classmethod
-    def read(cls, header: str | None) -> Place | None:
-        """From a `traceparent`; None when it is none."""
-        found = _PARENT.fullmatch((header or "").strip())
-        if found is None or (found[1] == "00" and found[5]):
-            return None
-        trace, span = int(found[2], 16), int(found[3], 16)
-        return cls(trace, span, bool(int(found[4], 16) & 1)) if trace and span else None
-
-    def child(self, *words: object) -> Place:
-        """A span below: always the same for the same words, any without."""
-        # The same job is one at two clusters, each below a span of its own.
-        below = _id(8, self.trace, self.span, *words) if words else _id(8)
-        return Place(self.trace, below, self.sampled)
 
 
 class Kind(StrEnum):
@@ -118,7 +84,9 @@ class _Teller:
         context = None
         if span.parent is not None:
             flags = trace.TraceFlags(int(span.parent.sampled))
-            parent = trace.SpanContext(span.parent.trace, span.parent.span, is_remote=True, trace_flags=flags)
+            state = trace.TraceState.from_header([span.parent.state]) if span.parent.state else None
+            at = (span.parent.trace, span.parent.span)
+            parent = trace.SpanContext(*at, is_remote=True, trace_flags=flags, trace_state=state)
             context = trace.set_span_in_context(trace.NonRecordingSpan(parent))
         self._ids.place = span.place
         told = self._tracer.start_span(
@@ -218,23 +186,15 @@ def tell(*spans: Span) -> None:
 
 def root(*words: object) -> Place:
     """A trace that begins here: always the same for the same words, a new one without."""
-    trace = _id(16, *words)
-    return Place(trace, _id(8, *words, "root"), _teller is not None and _teller.samples(trace))
+    trace = identity(16, *words)
+    return Place(trace, identity(8, *words, "root"), _teller is not None and _teller.samples(trace))
 
 
-def begin(header: str | None) -> Here | None:
+def begin(parent: Place | None) -> Here | None:
     """A request, in its caller's trace if it is in one; None when no traces are told."""
     if _teller is None:
         return None
-    parent = Place.read(header)
     return Here(parent.child() if parent else root(), parent)
-
-
-def parent_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """What the headers of a request say that its caller's span is."""
-    given = [value for name, value in headers if name == HEADER.encode()]
-    # More than one says nothing.
-    return given[0].decode("latin-1") if len(given) == 1 else None
 
 
 def served(
@@ -285,7 +245,7 @@ def here() -> Here | None:
 
 
 def cause() -> str | None:
-    """What a job that is accepted now is caused by, as its row keeps it."""
+    """What a job that is accepted now is caused by, as its row keeps it (`Place.text`)."""
     return cause_of(_here.get())
 
 
@@ -294,18 +254,10 @@ def cause_of(request: Here | None) -> str | None:
     if request is None:
         return None
     request.used = True
-    return request.place.header()
+    return request.place.text()
 
 
 def job_place(job_id: str, trace: str | None) -> tuple[Place, Place | None]:
     """The span of a job and the one above it, from its id and from what its row keeps of its cause."""
-    parent = Place.read(trace)
+    parent = Place.kept(trace)
     return (parent.child("job", job_id) if parent else root("job", job_id)), parent
-
-
-def _id(size: int, *words: object) -> int:
-    """An id of so many bytes, not 0."""
-    if not words:
-        return int.from_bytes(secrets.token_bytes(size)) or 1
-    text = "\n".join(map(str, words)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:size]) or 1

@@ -38,6 +38,8 @@ class Told:
     attributes: dict[str, Any]
     failed: bool
     message: str
+    state: str
+    """`tracestate`."""
     resource: dict[str, Any]
 
     @property
@@ -101,6 +103,7 @@ class Receiver:
                     attributes=_plain(span.attributes),
                     failed=span.status.code == Status.STATUS_CODE_ERROR,
                     message=span.status.message,
+                    state=span.trace_state,
                     resource=resource,
                 )
                 for of_scope in of_resource.scope_spans

@@ -18,6 +18,7 @@ from oscar.core import federation
 from oscar.core.federation import NEW, OLD, Form, Wanted
 from oscar.model.federation import Cluster, Replica
 from oscar.model.storage import StorageProviders
+from oscar.model.trace import place_in
 
 router = APIRouter(tags=["federation"])
 
@@ -117,7 +118,9 @@ async def sign_result(
 ) -> dict[str, Any]:
     with counted(request):
         wanted = await read_model(request, Wanted) if x_federation_key else Wanted()
-        return await federation.sign_result(get_platform(request), x_federation_key, serviceName, wanted)
+        trace = place_in(request.scope["headers"])
+        p = get_platform(request)
+        return await federation.sign_result(p, x_federation_key, serviceName, wanted, trace=trace)
 
 
 @router.post(

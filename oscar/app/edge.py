@@ -18,6 +18,7 @@ from oscar.core.platform import Platform
 from oscar.core.requests import Incoming
 from oscar.model.access_log import target
 from oscar.model.request import RequestKind
+from oscar.model.trace import place_in
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -120,7 +121,7 @@ def _begun(scope: Scope) -> tracing.Here | None:
     """The request in its trace, if it may cause work."""
     if scope.get("method") != "POST" or not _TRACED.fullmatch(scope["path"]):
         return None
-    return tracing.begin(tracing.parent_in(scope["headers"]))
+    return tracing.begin(place_in(scope["headers"]))
 
 
 def _name(path: str) -> str:

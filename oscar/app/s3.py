@@ -29,6 +29,7 @@ from oscar.auth.s3 import check_policy, may_create, may_s3
 from oscar.core.countries import Countries
 from oscar.core.events import jobs_for_object
 from oscar.core.executions import Executions
+from oscar.model.trace import place_in
 from oscar.objects.embedded.blobs import Blobs
 from oscar.objects.embedded.requests import Receive, Scope, Send
 from oscar.objects.embedded.server import S3App
@@ -82,7 +83,7 @@ class _Traced:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        here = tracing.begin(tracing.parent_in(scope["headers"])) if scope["type"] == "http" else None
+        here = tracing.begin(place_in(scope["headers"])) if scope["type"] == "http" else None
         if here is None:
             await self._app(scope, receive, send)
             return

@@ -11,6 +11,7 @@ from typing import Any
 from oscar.client.records import Submitted
 from oscar.client.wire import Wire, path
 from oscar.model.federation import Replica
+from oscar.model.trace import Place
 
 DELEGATED_JOB = "X-Delegated-Job-ID"
 """Header: the id of a job at the cluster that gives it away, kept by the one that takes it."""
@@ -108,7 +109,7 @@ class Federations:
         job_id: str,
         origin: str,
         hops: int = 0,
-        trace: str | None = None,
+        trace: Place | None = None,
     ) -> Submitted:
         """Give a job to this server, once: the same id again is the same job there.
 
@@ -118,14 +119,14 @@ class Federations:
             job_id: of the job; the server keeps it.
             origin: id of the cluster that gives it away.
             hops: how many functions in a row led to it.
-            trace: what the server's spans are below, as a `traceparent` of W3C.
+            trace: what the server's spans are below.
         """
         headers = {
             "Content-Type": "application/json",
             DELEGATED_JOB: job_id,
             DELEGATED_FROM: origin,
             DELEGATED_HOPS: str(hops),
-            **({"traceparent": trace} if trace else {}),
+            **(trace.headers() if trace else {}),
         }
         response = await self._wire.request("POST", path("job", service), content=event, headers=headers)
         data = response.json() if response.content.startswith(b"{") else {}

@@ -34,6 +34,8 @@ class Run:
     service: Service
     payload: bytes | Path
     hops: int = 0
+    trace: str = ""
+    """Its span (`model.trace.Place.text`), for what its results start; "" when no traces are told."""
     user: str = ""
     timeout: float | None = None
     """Seconds from the script's start after which it is killed; None for no limit."""

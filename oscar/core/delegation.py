@@ -29,8 +29,8 @@ from oscar.model.federation import Delegation as Policy
 from oscar.model.federation import Replica
 from oscar.model.job import Job, JobState, RetryPolicy, Trouble, backoff, judge
 from oscar.model.storage import DEFAULT_PROVIDER
+from oscar.model.trace import Place
 from oscar.state.delegations import Delegation
-from oscar.tracing import Place
 
 if TYPE_CHECKING:
     from oscar.client import Job as RemoteJob
@@ -293,7 +293,7 @@ class Delegator:
                 event,
                 origin=cluster_of(self._p, known.service),
                 before=before,
-                trace=self._places[job.id].header() if tracing.enabled() else None,
+                trace=self._places[job.id] if tracing.enabled() else None,
             )
 
     async def _event(self, job: Job, known: Known) -> bytes:

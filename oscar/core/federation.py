@@ -27,9 +27,10 @@ from oscar.model.federation import (
     once_each,
 )
 from oscar.model.fields import Model, Name, Text, fold_keys, invalid_field
-from oscar.model.record import HOPS_METADATA, matches
+from oscar.model.record import HOPS_METADATA, TRACE_METADATA, matches
 from oscar.model.service import Service, definition, parse_service
 from oscar.model.storage import StorageProviders
+from oscar.model.trace import Place
 from oscar.model.user import Caller
 from oscar.state.copies import Copy
 
@@ -351,8 +352,17 @@ def _pending(copy: Copy, *, trusted: bool) -> dict[str, Any]:
 # What copies ask for.
 
 
-async def sign_result(p: Platform, key: str, name: str, wanted: Wanted) -> dict[str, Any]:
+async def sign_result(
+    p: Platform, key: str, name: str, wanted: Wanted, *, trace: Place | None = None
+) -> dict[str, Any]:
     """An address at which a copy may store one result in the store here, for some minutes.
+
+    Args:
+        p: the platform.
+        key: the copy's.
+        name: of the service.
+        wanted: what for.
+        trace: the span of the job there.
 
     Raises:
         Unauthorized (401): that is no copy's key. Forbidden (403): there is no output of the service.
@@ -372,6 +382,9 @@ async def sign_result(p: Platform, key: str, name: str, wanted: Wanted) -> dict[
     if not any(bucket == wanted.bucket and matches(folder, wanted.key) for bucket, folder in places):
         raise Forbidden(f"{wanted.bucket}/{wanted.key} lies in no output of the service", field="key")
     headers = {"Content-Type": wanted.content_type, f"x-amz-meta-{HOPS_METADATA}": str(wanted.hops)}
+    if trace is not None and p.upkeep is not None:
+        # A MinIO tells nothing of its requests' headers; the built-in store reads `traceparent` itself.
+        headers[f"x-amz-meta-{TRACE_METADATA}"] = trace.text()
     url = await storage.sign(p, wanted.bucket, wanted.key, method="PUT", expires=_RESULT_S, headers=headers)
     if url is None:
         raise NotFound(f"The bucket {wanted.bucket} is gone", field="bucket")

@@ -21,7 +21,7 @@ from oscar.core.platform import Platform
 from oscar.errors import BadRequest, Forbidden, NotEnabled, Unauthorized
 from oscar.model.event import EventKind, decode, event_key, hops, matches, split
 from oscar.model.job import FINAL, Job, NewJob
-from oscar.model.record import Record, is_written, producer, producer_key, written_at, written_key
+from oscar.model.record import Record, is_written, producer, producer_key, trace, written_at, written_key
 from oscar.model.request import Origin
 from oscar.model.user import ADMIN, Caller
 from oscar.state.events import Input, Rejected, Wanted
@@ -50,6 +50,8 @@ class Written:
     hops: int = 0
     job: str = ""
     """The job whose output it is."""
+    trace: str = ""
+    """The span of the job at another cluster whose output it is."""
     modified: int | None = None
     """When it was written, as a listing shows it; None when that is not known."""
     record: Record | None = None
@@ -143,6 +145,7 @@ async def _written(p: Platform, record: Record, payload: bytes) -> Written:
         address=record.source_ip,
         hops=hops(record),
         job=job,
+        trace=trace(record),
         modified=written_at(record),
         record=record,
     )
@@ -155,6 +158,7 @@ async def jobs_of(p: Platform, written: Written, listening: Sequence[Input]) -> 
         bucket = await p.buckets.bucket(written.bucket)
         user = bucket.owner if bucket else ""
     by_job = await _written_by(p, written)
+    cause = traces.of_job(by_job) or None if by_job else traces.carried(written.trace) or tracing.cause()
     origin = Origin("s3", written.address, p.recorder.country_of(written.address))
     found = {}
     for each in listening:
@@ -170,7 +174,7 @@ async def jobs_of(p: Platform, written: Written, listening: Sequence[Input]) -> 
             event_key=_key(listener.service_id, written),
             hops=written.hops,
             origin=origin,
-            trace=traces.of_job(by_job) if by_job else tracing.cause(),
+            trace=cause,
         )
         claim = (
             producer_key(listener.service_id, written.bucket, written.key, written.job) if by_job else None

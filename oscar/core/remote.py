@@ -35,6 +35,7 @@ from oscar.errors import (
 )
 from oscar.model.federation import ORIGIN_CLUSTER, ORIGIN_SERVICE, Replica, Topology
 from oscar.model.job import Job
+from oscar.model.trace import Place
 
 if TYPE_CHECKING:
     from oscar.auth.exchange import Fresh
@@ -129,7 +130,7 @@ class Remote:
         *,
         origin: str,
         before: int,
-        trace: str | None = None,
+        trace: Place | None = None,
     ) -> Outcome:
         """Give the job to a member.
 
@@ -140,7 +141,7 @@ class Remote:
             event: its event, as another cluster gets it.
             origin: what this cluster is called there.
             before: attempts that may have reached it already.
-            trace: the span that the member's are below, as a `traceparent`.
+            trace: the span that the member's are below.
         """
         if target.replica.type == "endpoint":
             return await self._post(target, job, event, origin=origin, before=before, trace=trace)
@@ -183,7 +184,7 @@ class Remote:
         return Outcome(Sent.UNKNOWN, words)
 
     async def _post(
-        self, target: Target, job: Job, event: bytes, *, origin: str, before: int, trace: str | None
+        self, target: Target, job: Job, event: bytes, *, origin: str, before: int, trace: Place | None
     ) -> Outcome:
         """Endpoints know no ids, so what may have arrived is never sent again."""
         if before:
@@ -194,7 +195,7 @@ class Remote:
             "X-Delegated-Job-ID": job.id,
             "X-Delegated-From": origin,
             "Idempotency-Key": job.id,
-            **({"traceparent": trace} if trace else {}),
+            **(trace.headers() if trace else {}),
         }
         try:
             answer = await self._p.members.post(

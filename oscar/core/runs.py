@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 
+from oscar import tracing
 from oscar.auth.rules import Action
 from oscar.compute.base import Answer, Run
 from oscar.core import quotas, services
@@ -49,6 +50,7 @@ async def invoke(
             attempt=1,
             service=known.service,
             payload=body,
+            trace=tracing.cause() or "",
             user=caller.id,
             timeout=min(timeout, own) if own else timeout,
             workers=await quotas.workers_for(p, known.service),

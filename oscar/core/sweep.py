@@ -19,7 +19,14 @@ from oscar.core.platform import Platform
 from oscar.errors import BucketNotFound, ObjectNotFound, OscarError
 from oscar.model.event import matches, minio_event
 from oscar.model.object import Object
-from oscar.model.record import HOPS_METADATA, PRODUCER_METADATA, as_written, is_partial, written_key
+from oscar.model.record import (
+    HOPS_METADATA,
+    PRODUCER_METADATA,
+    TRACE_METADATA,
+    as_written,
+    is_partial,
+    written_key,
+)
 from oscar.objects.base import Found, Upkeep
 from oscar.state.events import Input
 
@@ -174,6 +181,7 @@ class Sweep:
             user=obj.owner or None,
             hops=int(text) if text.isdigit() else 0,
             job=metadata.get(PRODUCER_METADATA, ""),
+            trace=metadata.get(TRACE_METADATA, ""),
             modified=found.modified,
         )
         return await self._p.events.record(await jobs_of(self._p, written, missing), [])

@@ -17,15 +17,22 @@ import time
 from oscar import tracing
 from oscar.compute.base import RunState
 from oscar.model.job import Job, JobState
+from oscar.model.trace import Place
 from oscar.state.delegations import Delegation
-from oscar.tracing import Kind, Place, Span
+from oscar.tracing import Kind, Span
 
 _FAILED = {JobState.FAILED, JobState.DEAD, JobState.INTERRUPTED}
 
 
 def of_job(job: Job) -> str:
-    """The job's own span, as a `traceparent`."""
-    return tracing.job_place(job.id, job.trace)[0].header()
+    """The job's own span, as what it causes keeps it; "" when no traces are told."""
+    return tracing.job_place(job.id, job.trace)[0].text() if tracing.enabled() else ""
+
+
+def carried(text: str) -> str | None:
+    """A span that came with an object, if it is one and traces are told."""
+    place = Place.kept(text) if tracing.enabled() else None
+    return place.text() if place else None
 
 
 def taken(job: Job) -> None:

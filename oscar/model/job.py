@@ -208,7 +208,7 @@ class NewJob:
     origin: Origin | None = None
     """Leaves a record of the request; None for what is no new request (a rerun)."""
     trace: str | None = None
-    """The span that caused it, as a `traceparent`; None when no traces are told."""
+    """The span that caused it (`model.trace.Place.text`); None when no traces are told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ class Job:
     place: str = ""
     """The machine that the present attempt is bound to; "" for none."""
     trace: str | None = None
-    """The span that caused it, as a `traceparent`."""
+    """The span that caused it, in the same way."""
 
     @property
     def run_name(self) -> str:

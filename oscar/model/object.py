@@ -127,6 +127,8 @@ class Producer:
     job_id: str
     hops: int = 0
     """How many functions in a row led to this object; over 16 a job is refused as an event loop."""
+    trace: str = ""
+    """The job's span (`model.trace.Place.text`); "" when no traces are told."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,12 @@ HOPS_METADATA = "oscar-hops"
 PRODUCER_METADATA = "oscar-job"
 """User metadata of such an object: the job that wrote it."""
 
+TRACE_METADATA = "oscar-trace"
+"""User metadata of a result from another cluster: the span of the job that wrote it (`model.trace.Place.text`)."""
+
 _HOPS_HEADER = f"x-amz-meta-{HOPS_METADATA}"
 _PRODUCER_HEADER = f"x-amz-meta-{PRODUCER_METADATA}"
+_TRACE_HEADER = f"x-amz-meta-{TRACE_METADATA}"
 _REPLICATION_HEADER = "x-amz-replication-status"
 _KEY_BYTES = 1024
 _HOPS = re.compile(r"[0-9]{1,9}")
@@ -258,6 +262,11 @@ def producer_key(service_id: str, bucket: str, key: str, job_id: str) -> str:
 def producer(record: Record) -> str:
     """The job that wrote the object; "" when that is not known."""
     return record.metadata.get(_PRODUCER_HEADER) or record.metadata.get(PRODUCER_METADATA) or ""
+
+
+def trace(record: Record) -> str:
+    """The span of the job at another cluster that wrote the object; "" when there is none."""
+    return record.metadata.get(_TRACE_HEADER) or record.metadata.get(TRACE_METADATA) or ""
 
 
 def _hashed(*parts: str) -> str:

@@ -20,6 +20,7 @@ import httpx2
 
 from oscar.errors import Forbidden, ObjectNotFound, OscarError, StorageError, StorageFull, Unsupported
 from oscar.model.object import Producer
+from oscar.model.trace import Place
 from oscar.objects.addresses import is_public, resolve
 from oscar.objects.base import Found
 from oscar.objects.local_files import CHUNK, Source, source, whole
@@ -85,6 +86,7 @@ class OriginStore:
         content_type: str | None = None,
     ) -> Found:
         """Store the file under the key, atomically. Memory stays flat. A link at the path's end is refused."""
+        trace = Place.kept(producer.trace) if producer else None
         with source(path) as opened:
             signed = await self._ask(
                 {
@@ -93,10 +95,11 @@ class OriginStore:
                     "key": key,
                     "content_type": content_type or "application/octet-stream",
                     "hops": producer.hops if producer else 0,
-                }
+                },
+                trace,
             )
             await _check(self._endpoint, signed.url)
-            etag = await self._put(signed, opened)
+            etag = await self._put(signed, opened, trace)
         return Found(key=key, size=opened.size, etag=etag, modified=int(time.time() * 1000))
 
     async def stat(self, bucket: str, key: str) -> Found:
@@ -114,11 +117,10 @@ class OriginStore:
     async def ensure_bucket(self, bucket: str) -> None:
         """The origin has made the buckets of its service."""
 
-    async def _ask(self, what: dict[str, Any]) -> Signed:
+    async def _ask(self, what: dict[str, Any], trace: Place | None) -> Signed:
+        headers = {KEY_HEADER: self._key} | (trace.headers() if trace else {})
         try:
-            answer = await self._http().post(
-                self._endpoint, json=what, headers={KEY_HEADER: self._key}, timeout=_ASKED
-            )
+            answer = await self._http().post(self._endpoint, json=what, headers=headers, timeout=_ASKED)
         except httpx2.TransportError as error:
             raise StorageError(f"the service's origin {self._endpoint} can't be reached: {error}") from error
         if answer.status_code != httpx2.codes.OK:
@@ -129,8 +131,8 @@ class OriginStore:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise StorageError(f"the service's origin {self._endpoint} gave no address") from None
 
-    async def _put(self, signed: Signed, source: Source) -> str:
-        headers = {**signed.headers, "Content-Length": str(source.size)}
+    async def _put(self, signed: Signed, source: Source, trace: Place | None) -> str:
+        headers = (trace.headers() if trace else {}) | {**signed.headers, "Content-Length": str(source.size)}
         try:
             answer = await self._http().put(signed.url, content=source.pieces(), headers=headers)
         except httpx2.TransportError as error:

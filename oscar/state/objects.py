@@ -386,20 +386,11 @@ class Objects(Uploads):
         if not jobs:
             return []
         if tracing.enabled():
-            cause = self._cause(connection, producer, here)
+            # The span of the job whose result it is, or of the request that stored it.
+            cause = (producer.trace or None) if producer else tracing.cause_of(here)
             jobs = [replace(job, trace=cause) for job in jobs]
         inserted = {job.id for job in insert_jobs(connection, jobs, self._store.sealer)}
         return [job for job in jobs if job.id in inserted]
-
-    def _cause(
-        self, connection: sa.Connection, producer: Producer | None, here: tracing.Here | None
-    ) -> str | None:
-        """The span of the job whose result it is, or of the request that stored it."""
-        if producer is not None:
-            query = sa.select(tables.jobs.c.trace).where(tables.jobs.c.id == producer.job_id)
-            row = connection.execute(query).first()
-            return tracing.job_place(producer.job_id, row[0])[0].header() if row else None
-        return tracing.cause_of(here)
 
     async def retag(self, bucket: str, key: str, tags: Mapping[str, str]) -> None:
         """See `ObjectIndex.retag`."""

@@ -140,8 +140,8 @@ jobs = Table(
     Column("lease_until", BigInteger),
     # The machine that the present attempt is bound to; empty: any server finds it by its name.
     Column("place", String(64), nullable=False, server_default=""),
-    # The span that caused it, as a `traceparent` of W3C; null when no traces are told.
-    Column("trace", String(55)),
+    # The span that caused it: `traceparent` of W3C, and `tracestate` behind a blank; null when no traces are told.
+    Column("trace", String),
     Column("created", BigInteger, nullable=False),
     Column("next_try", BigInteger, nullable=False),
     Column("started", BigInteger),

@@ -35,6 +35,7 @@ class Call:
     payload: bytes | Path = field(repr=False)
     id: str
     hops: int
+    trace: str
     environment: Mapping[str, str] = field(repr=False)
     host: str
     """Becomes RESOURCE_ID."""
@@ -107,7 +108,7 @@ class Call:
         if planned.outputs:
             stores = self.stores()
             try:
-                producer = Producer(self.id, self.hops)
+                producer = Producer(self.id, self.hops, self.trace)
                 await stage_out(planned, self.folder.work, stores, self.said.append, producer)
             finally:
                 await stores.close()

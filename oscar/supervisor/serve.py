@@ -305,6 +305,7 @@ class Sidecar:
             payload,
             order.job,
             order.hops,
+            order.trace,
             order.environment,
             self._host,
             functools.partial(self._stores, order),

@@ -54,6 +54,7 @@ class Order:
 
     job: str
     hops: int = 0
+    trace: str = ""
     timeout: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     stores: Stores | None = None
@@ -65,6 +66,7 @@ def seal(order: Order, key: bytes) -> bytes:
     content: dict[str, Any] = {
         "job": order.job,
         "hops": order.hops,
+        "trace": order.trace,
         "timeout": order.timeout,
         "environment": dict(order.environment),
     }
@@ -91,7 +93,14 @@ def unseal(sealed: bytes, key: bytes) -> Order:
             MinIOProvider.model_validate(content["own"]),
             StorageProviders.model_validate(content["providers"]),
         )
-    return Order(content["job"], content["hops"], content["timeout"], content["environment"], stores)
+    return Order(
+        content["job"],
+        content["hops"],
+        content.get("trace", ""),  # not there from a server that is older than this worker
+        content["timeout"],
+        content["environment"],
+        stores,
+    )
 
 
 def token(key: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import pytest
 
 from tests import otlp
 from tests.acceptance.calls import at, client, create, ended, jobs, put, submit
+from tests.acceptance.test_federation import world_on
 from tests.federation import NO_ROOM, account, eventually, foreign, grid, replica
-from tests.otlp import Receiver
+from tests.otlp import Receiver, Told
 from tests.s3_server import free_port
 from tests.server import Server, running
 
@@ -40,6 +41,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory, told: Receiver) -> Iterato
 def http(servers: dict[str, Server]) -> Iterator[httpx2.Client]:
     with client(servers["a"]) as http:
         yield http
+
+
+def at_least(count: int) -> Callable[[list[Told]], bool]:
+    return lambda spans: len(spans) >= count
 
 
 def traceparent(*, sampled: bool = True) -> str:
@@ -154,6 +159,37 @@ def test_a_delegated_job_is_one_trace_over_both_clusters(
     assert (here.attributes["oscar.service"], there.attributes["oscar.service"]) == (service, "there")
     assert [span.name for span in spans if span.parent == there.span] == PARTS
     assert [span.name for span in spans if span.parent == here.span] == ["queue", "delegation"]
+
+
+def test_a_result_from_a_member_is_part_of_the_trace(tmp_path: Path, told: Receiver) -> None:
+    """And what it starts at home; whatever others keep with the trace comes along everywhere."""
+    with world_on(tmp_path, "a", "b", **told.settings()) as world:
+        given, state = traceparent(), "vendor=1,tenant@other=x y"
+        world.make("away", "b")
+        a = world.http()
+        following = create(a, "true", input=at("away/out"))
+        job = submit(a, "away", headers={"traceparent": given, "tracestate": state})
+        [next_] = eventually(lambda: jobs(a, following), lambda found: len(found) == 1)
+        assert ended(a, following, next_)["status"] == "Succeeded"
+        assert ended(a, "away", job)["delegation"]["cluster_id"] == "b"
+        # An upload at the member begins there, and goes on here as well.
+        put(world.http("b"), "away", "in/x")
+        [other] = eventually(lambda: set(jobs(a, following)) - {next_}, lambda found: len(found) == 1)
+        assert ended(a, following, other)["status"] == "Succeeded"
+    for begun, count in ((next_, 16), (other, 12)):
+        whole = told.job(begun)
+        spans = told.until(whole.trace, at_least(count))
+        by_id = {span.span: span for span in spans}
+        assert len(spans) == len(by_id) == count
+        upload = by_id[whole.parent]
+        assert (upload.name, upload.attributes["url.path"].rpartition("/")[0]) == ("upload", "/away/out")
+        there = by_id[upload.parent]
+        assert (there.name, there.attributes["oscar.service"]) == ("job", "away")
+        assert [span.name for span in spans if span.parent == there.span] == [*PARTS, "upload"]
+        assert [span.name for span in spans if span.parent == whole.span] == PARTS
+    home = told.of(given.split("-")[1])
+    assert next_ in {span.attributes.get("oscar.job") for span in home}
+    assert {span.state for span in home} == {state}
 
 
 def test_a_delegation_in_vain_is_told_and_an_endpoint_hears_of_the_trace(

@@ -12,7 +12,7 @@ from oscar import tracing
 from oscar.compute.base import Phase, RunState
 from oscar.core.traces import spans
 from oscar.model.job import Job, JobState, Trouble
-from oscar.tracing import Place
+from oscar.model.trace import Place, place_in
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
@@ -47,10 +47,66 @@ def test_what_is_no_traceparent_is_none(header: str | None) -> None:
     assert Place.read(header) is None
 
 
+PARENT = (b"traceparent", f"00-{TRACE}-{SPAN}-01".encode())
+
+
+def state(*headers: str) -> str:
+    """What is handed on of those headers `tracestate`."""
+    place = place_in([(b"host", b"x"), PARENT, *((b"tracestate", header.encode()) for header in headers)])
+    assert place is not None
+    assert place.header() == PARENT[1].decode()
+    return place.state
+
+
 def test_two_traceparents_say_nothing() -> None:
-    one = (b"traceparent", f"00-{TRACE}-{SPAN}-01".encode())
-    assert tracing.parent_in([(b"host", b"x"), one]) == one[1].decode()
-    assert tracing.parent_in([one, one]) is None
+    assert place_in([(b"host", b"x"), PARENT]) == Place.read(PARENT[1].decode())
+    assert place_in([PARENT, PARENT]) is None
+    assert place_in([(b"tracestate", b"a=1")]) is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "handed_on"),
+    [
+        ([], ""),
+        (["a=1"], "a=1"),
+        (["a=1 , b@c=2x,", "", "\t,d-_*/=3"], "a=1,b@c=2x,d-_*/=3"),
+        (["a= x y"], "a= x y"),
+        (
+            [",".join(f"m{number}=x" for number in range(32))],
+            ",".join(f"m{number}=x" for number in range(32)),
+        ),
+        # None of it when a part is none.
+        (["a=1,b"], ""),
+        (["a=1,a=2"], ""),
+        (["A=1"], ""),
+        (["a=ü"], ""),
+        ([f"a={'x' * 257}"], ""),
+        (["a=b=c"], ""),
+        ([",".join(f"m{number}=x" for number in range(33))], ""),
+        # What is long goes first, then what stands last.
+        ([f"a=1,b={'x' * 256},c={'y' * 256}"], "a=1"),
+        (
+            [f"a={'x' * 120},b={'x' * 120},c={'y' * 200},d=4,e={'z' * 120}"],
+            f"a={'x' * 120},b={'x' * 120},d=4,e={'z' * 120}",
+        ),
+        (
+            [",".join(f"m{number}={'x' * 120}" for number in range(6))],
+            ",".join(f"m{number}={'x' * 120}" for number in range(4)),
+        ),
+    ],
+)
+def test_a_tracestate_is_handed_on(headers: list[str], handed_on: str) -> None:
+    assert state(*headers) == handed_on
+
+
+def test_a_place_is_kept_in_a_line() -> None:
+    for given in ("", "a=1,b= x y"):
+        place = Place(int(TRACE, 16), int(SPAN, 16), sampled=False, state=given)
+        assert Place.kept(place.text()) == place
+        assert place.child("x").state == place.child().state == given
+    assert place.headers() == {"traceparent": f"00-{TRACE}-{SPAN}-00", "tracestate": "a=1,b= x y"}
+    assert Place.kept(f"00-{TRACE}-{SPAN}-01") == Place.read(f"00-{TRACE}-{SPAN}-01")
+    assert Place.kept("") is Place.kept(None) is None
 
 
 def test_a_jobs_span_follows_from_its_id_and_its_cause() -> None:

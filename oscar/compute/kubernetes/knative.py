@@ -230,7 +230,7 @@ class KnativeInvokes:
             await asyncio.to_thread(run.payload.read_bytes) if isinstance(run.payload, Path) else run.payload
         )
         stores = await self._otherwise.stores(run, payload)
-        order = wire.Order(run.job_id, run.hops, run.timeout, run.environment, stores)
+        order = wire.Order(run.job_id, run.hops, run.trace, run.timeout, run.environment, stores)
         if (service.owner, service.name) not in self._keys:
             await self.apply(service)
         key = self._keys[service.owner, service.name]

@@ -219,6 +219,7 @@ class Launcher:
             name=run.name,
             job_id=run.job_id,
             hops=run.hops,
+            trace=run.trace,
             service=without_users_secrets(run.service),
             own=await self._wares.keys(user),
             hosts=self._wares.hosts,

@@ -182,7 +182,7 @@ class PodInvokes:
                 else run.payload
             )
             order = wire.Order(
-                run.job_id, run.hops, run.timeout, run.environment, await self.stores(run, payload)
+                run.job_id, run.hops, run.trace, run.timeout, run.environment, await self.stores(run, payload)
             )
             for _ in range(TRIES):
                 with contextlib.suppress(NotTaken):

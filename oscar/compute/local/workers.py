@@ -198,6 +198,7 @@ class Workers:
             run.payload,
             run.job_id,
             run.hops,
+            run.trace,
             run.environment,
             self._host,
             lambda: self._providers(run),
