@@ -16,13 +16,26 @@ from oscar.model.job import Job
 _CONNECT_S = 5.0
 
 
-def asking(request: Request, p: Platform) -> Callable[[Job], AsyncIterator[LogLine]] | None:
-    """What asks the server that has a job for the lines that this request is for; None: one of ours asks already."""
+async def asking(
+    request: Request, p: Platform, job: Job, *, follow: bool
+) -> Callable[[Job], AsyncIterator[LogLine]] | None:
+    """What asks the server that has a job for the lines that this request is for; None: one of ours asks already.
+
+    Args:
+        request: the request.
+        p: the platform.
+        job: the job as it is now; later it may be somewhere else.
+        follow: whose server is away is told so now, because a first line may be long in coming.
+
+    Raises:
+        Unavailable: that server is away.
+    """
     if peers.FORWARDED in request.headers:
         return None
+    first = await peers.elsewhere(p, job) if follow else None
 
-    async def ask(job: Job) -> AsyncIterator[LogLine]:
-        url = await peers.elsewhere(p, job)
+    async def ask(asked: Job) -> AsyncIterator[LogLine]:
+        url = first if follow and asked is job else await peers.elsewhere(p, asked)
         if url is not None:
             async for line in _lines(request, url):
                 yield line

@@ -13,7 +13,7 @@ from oscar.api.answers import Accepted, JobDetails, JobsPage, shaped
 from oscar.api.deps import C, Owner, P, get_caller, get_incoming, get_platform, problems, read_body
 from oscar.api.forward import asking
 from oscar.compute.base import LogLine
-from oscar.core import jobs, peers
+from oscar.core import jobs
 from oscar.core.platform import Platform
 from oscar.model.job import Job
 
@@ -220,11 +220,9 @@ async def job_logs(
     follow: Annotated[bool, Query(description="Go on until the job has ended")] = False,
 ) -> Response:
     job = await jobs.find(p, caller, serviceName, jobName, owner=owner)
-    lines = jobs.logs(p, job, follow=follow, tail=tail, ask=asking(request, p))
-    if follow:
-        # Whose server is away is told so now; a first line may be long in coming.
-        await peers.elsewhere(p, job)
-    else:
+    ask = await asking(request, p, job, follow=follow)
+    lines = jobs.logs(p, job, follow=follow, tail=tail, ask=ask)
+    if not follow:
         lines = await _begun(lines)
     if "text/event-stream" in request.headers.get("accept", ""):
         return StreamingResponse(

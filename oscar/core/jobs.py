@@ -472,7 +472,7 @@ async def logs(
             return
         while attempt <= job.attempt:
             latest = attempt == job.attempt
-            here = not latest or job.place in {"", p.place}
+            here = not latest or p.is_place_of(job)
             try:
                 # Of many attempts only the last has a tail worth the name.
                 if here and (tail is None or latest):

@@ -29,7 +29,7 @@ async def elsewhere(p: Platform, job: Job) -> str | None:
     Raises:
         Unavailable: that server is away, and the log with it.
     """
-    if job.place in {"", p.place}:
+    if p.is_place_of(job):
         return None
     url = await p.servers.url_of(job.place)
     if url is None or job.place not in await p.servers.others(p.place):

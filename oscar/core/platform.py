@@ -26,6 +26,7 @@ from oscar.core.members import Members
 from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
 from oscar.core.tokens import Tokens
+from oscar.model.job import Job
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import BucketAdmin, ObjectStore, Upkeep
@@ -195,3 +196,7 @@ class Platform:
     """When it was made, Unix milliseconds."""
     things: dict[str, tuple[int, Thing]] = field(default_factory=dict)
     """Services by id as the rules see them, each with its generation; for lists."""
+
+    def is_place_of(self, job: Job) -> bool:
+        """Whether what there is of the job's latest attempt is not on the machine of another of our servers."""
+        return job.place in {"", self.place}

@@ -161,6 +161,60 @@ def test_a_change_at_a_copy_goes_to_its_origin(world: World) -> None:
     assert world.http("b", "bob").post("/system/replicas/sent-on", json=body).status_code == 404
 
 
+def test_members_come_change_and_go_by_the_owners_token_also_one_that_is_down(world: World) -> None:
+    body = world.make("comes", "b")
+    a, route = world.http(), "/system/federation/comes"
+    c = replica("c", "comes-c", priority=3)
+    clusters = {"c": {"endpoint": world.servers["c"].endpoint}}
+
+    def priorities(said: httpx2.Response) -> dict[str, int]:
+        assert said.status_code == 200, said.text
+        return {each["cluster_id"]: each["priority"] for each in said.json()["members"]}
+
+    assert priorities(a.post(route, json={"members": [c], "clusters": clusters})) == {"b": 0, "c": 3}
+    assert world.http("c").get("/system/services/comes-c").status_code == 200
+    assert priorities(a.put(route, json={"members": [c], "update": [c | {"priority": 1}]})) == {
+        "b": 0,
+        "c": 1,
+    }
+    # One that is down is told when it is back.
+    world.servers["c"].kill()
+    body["environment"] = {"secrets": {"refresh_token": ""}}
+    body["federation"]["members"] = a.get(route).json()["members"]
+    body["clusters"] |= clusters
+    assert a.put("/system/services", json=body | {"script": "echo newer"}).status_code == 204
+    assert [each["cluster_id"] for each in a.get(route).json()["pending"]] == ["c"]
+    assert world.http("b").get("/system/services/comes").json()["script"] == "echo newer"
+    world.servers["c"].start()
+    eventually(lambda: "pending" in world.http().get(route).json(), False)
+    assert world.http("c").get("/system/services/comes-c").json()["script"] == "echo newer"
+    assert priorities(world.http().request("DELETE", route, json={"members": [c], "delete": True})) == {
+        "b": 0
+    }
+    eventually(lambda: world.http("c").get("/system/services/comes-c").status_code, 404)
+
+
+def test_without_a_topology_a_job_goes_by_its_callers_token(world: World) -> None:
+    there = {"name": "there-already", "image": world.image, "script": 'echo "begun $JOB_UUID"', "cpu": "0.1"}
+    assert world.http("b").post("/system/services", json=there).status_code == 201
+    body = {
+        "name": "bare",
+        "cluster_id": "a",
+        "image": world.image,
+        "script": "echo here",
+        "cpu": "999",
+        "replicas": [replica("b", "there-already")],
+        "clusters": {"b": {"endpoint": world.servers["b"].endpoint}},
+    }
+    assert world.http().post("/system/services", json=body).status_code == 201
+    assert world.http().get("/system/federation/bare").json()["topology"] == "none"
+    job = world.submit("bare")
+    found = world.ended("a", "bare", job)
+    assert (found["status"], found["delegation"]["cluster_id"]) == ("Succeeded", "b"), found
+    said = world.http("b").get(f"/system/jobs/there-already/{job}").json()
+    assert (said["status"], said["user"]) == ("Succeeded", found["user"])
+
+
 def test_a_member_killed_in_the_middle_of_a_delegation(world: World) -> None:
     world.make("killed", "b", script=f"sleep 4; {SCRIPT}")
     job = world.submit("killed")
