@@ -178,7 +178,7 @@ class Line:
 
     url: str = ""
     lose: int = 0
-    """So many answers to `POST /job` are lost still: the server has had the request, and has answered."""
+    """So many answers to `POST /job` are lost still: the server has taken the job, and has said so."""
     lost: int = 0
     posts: Counter[str] = field(default_factory=Counter)
     """Requests for jobs by the id in their header."""
@@ -205,7 +205,7 @@ def line(to: Server) -> Iterator[Line]:
                 with socket.create_connection(("127.0.0.1", port)) as upstream:
                     upstream.sendall(request.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
                     answer = _all_of(upstream)
-                if is_job and it.lose > 0 and answer:
+                if is_job and it.lose > 0 and answer.startswith(b"HTTP/1.1 2"):
                     it.lose -= 1
                     it.lost += 1
                     return
