@@ -145,7 +145,7 @@ class World:
                 code = await self.act(run, planned, work)
             self.change(life, replace(life.state, phase=Phase.SETTLING))
             if code == 0:
-                await stage_out(planned, work, providers, say, Producer(run.job_id, run.hops, run.trace))
+                await stage_out(planned, work, providers, say, Producer.of(run.job_id, run.hops, run.trace))
             return code
 
     async def act(self, run: Run, planned: Plan, work: Path) -> int:

@@ -130,6 +130,11 @@ class Producer:
     trace: str = ""
     """The job's span (`model.trace.Place.text`); "" when no traces are told."""
 
+    @classmethod
+    def of(cls, job_id: str, hops: int, trace: str) -> Producer:
+        """The producer of a job's results: to the functions that led to the job, its own is added."""
+        return cls(job_id, hops + 1, trace)
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:

@@ -108,7 +108,7 @@ class Call:
         if planned.outputs:
             stores = self.stores()
             try:
-                producer = Producer(self.id, self.hops, self.trace)
+                producer = Producer.of(self.id, self.hops, self.trace)
                 await stage_out(planned, self.folder.work, stores, self.said.append, producer)
             finally:
                 await stores.close()

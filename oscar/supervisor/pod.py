@@ -130,7 +130,7 @@ async def after(order: Order, root: Path, folder: Path, say: Callable[[str], Non
     """Everything after it."""
     del folder
     planned = _plan(order, await asyncio.to_thread((root / "config/event").read_bytes), root)
-    producer = Producer(order.job_id, order.hops, order.trace)
+    producer = Producer.of(order.job_id, order.hops, order.trace)
     async with _providers(order) as providers:
         for pause in (*_PAUSES, None):
             try:

@@ -18,6 +18,8 @@ import pytest
 from oscar.errors import BadRequest
 from oscar.model.event import decode, delegate, minio_event
 from oscar.model.object import Object
+from tests.acceptance import calls
+from tests.federation import eventually
 from tests.server import Server
 
 COPY = 'cat "$INPUT_FILE_PATH" >"$TMP_OUTPUT_DIR/copy"; cat "$EVENT_FILE" >"$TMP_OUTPUT_DIR/event"'
@@ -149,12 +151,29 @@ def test_defect_6_announced_replications_start_nothing(http: httpx2.Client, serv
     assert listed(http, service) == set()
 
 
-def test_services_in_a_circle_come_to_an_end(http: httpx2.Client, service: str) -> None:
+def test_an_event_of_a_long_row_of_functions_is_refused(http: httpx2.Client, service: str) -> None:
     for count, reason in ((17, "event_loop"), (10**8, "event_loop")):
         event = put(service, "in/a")
         event["Records"][0]["s3"]["object"]["userMetadata"]["X-Amz-Meta-Oscar-Hops"] = str(count)
         accepted = http.post(f"/job/{service}", json=event).json()
         assert ended(http, service, accepted["job_id"])["reason"] == reason
+
+
+def test_services_in_a_circle_come_to_an_end(http: httpx2.Client) -> None:
+    first, second = f"c-{uuid.uuid4().hex[:8]}", f"c-{uuid.uuid4().hex[:8]}"
+    copy = 'cp "$INPUT_FILE_PATH" "$TMP_OUTPUT_DIR/x"'
+    one = calls.create(http, copy, input=calls.at(f"{first}/in"), output=calls.at(f"{second}/in"))
+    other = calls.create(http, copy, input=calls.at(f"{second}/in"), output=calls.at(f"{first}/in"))
+    calls.put(http, first, "in/x")
+    # At most 16 functions lead to a job: the 17th runs, and what its result starts is refused.
+    found = eventually(
+        lambda: calls.jobs(http, one) | calls.jobs(http, other), lambda found: len(found) == 18
+    )
+    ends = [calls.ended(http, one if job.startswith(one) else other, job) for job in found]
+    assert [end["status"] for end in ends].count("Succeeded") == 17
+    [dead] = [end for end in ends if end["status"] == "Failed"]
+    assert (dead["state"], dead["reason"], dead["service"]) == ("dead", "event_loop", other)
+    assert "in a circle" in dead["message"]
 
 
 def payloads(count: int) -> list[bytes]:

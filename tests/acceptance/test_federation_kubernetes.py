@@ -25,7 +25,7 @@ from tests.federation import NO_ROOM, account, body_of, busy, delegation, eventu
 from tests.on_cluster import free_port
 from tests.server import Server, running
 
-pytestmark = [pytest.mark.real, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 IMAGE = "localhost/oscar-test/server:trusting"
 AUTHORITY = "/etc/oscar-test-authority.pem"
@@ -167,6 +167,7 @@ def test_a_job_without_room_in_the_cluster_runs_at_the_embedded_server(world: Wo
                 assert token.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.long
 def test_a_member_that_is_a_cluster_goes_down_in_the_middle_and_comes_back(world: World) -> None:
     script = SCRIPT.replace("env\n", "sleep 15\n")
     name, _ = world.make("a", "k", cpu="0.05", script=script)
@@ -182,6 +183,7 @@ def test_a_member_that_is_a_cluster_goes_down_in_the_middle_and_comes_back(world
     assert a.get(f"/system/logs/{name}/{job}").text.count("begun") == 1
 
 
+@pytest.mark.long
 def test_policies_read_the_clusters_figures(world: World) -> None:
     a = world.http("a")
     with busy(a):

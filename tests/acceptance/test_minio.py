@@ -235,6 +235,17 @@ def test_defect_6_a_replicated_object_starts_once(world: World, http: httpx2.Cli
     assert len(jobs(http, service)) == 1
 
 
+def test_services_in_a_circle_come_to_an_end(http: httpx2.Client) -> None:
+    first, second = name(), name()
+    copy = 'cp "$INPUT_FILE_PATH" "$TMP_OUTPUT_DIR/x"'
+    one = create(http, copy, input=at(f"{first}/in"), output=at(f"{second}/in"))
+    other = create(http, copy, input=at(f"{second}/in"), output=at(f"{first}/in"))
+    put(http, first, "in/x")
+    until(lambda: any(info["status"] == "Failed" for info in jobs(http, other).values()))
+    assert (len(jobs(http, one)), len(jobs(http, other))) == (9, 9)
+    assert (len(succeeded(http, one)), len(succeeded(http, other))) == (9, 8)
+
+
 def test_defect_19_overlapping_inputs_start_both_services(world: World, http: httpx2.Client) -> None:
     bucket = name()
     wide = create(http, "true", input=at(f"{bucket}/in"))

@@ -273,7 +273,7 @@ class Attempt:
             self._say(error.message)
 
     async def _store(self, run: Run, planned: Plan) -> None:
-        producer = Producer(run.job_id, run.hops, run.trace)
+        producer = Producer.of(run.job_id, run.hops, run.trace)
         for pause in (*_STAGE_OUT_PAUSES, None):
             try:
                 await self._engine.own(self.place.work)
