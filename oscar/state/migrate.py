@@ -17,7 +17,7 @@ from oscar.state import tables
 from oscar.state.store import Store
 
 _LOCK = 0x05CA2
-HEAD = "0011"
+HEAD = "0012"
 """The newest revision in `migrations/versions`; a test compares it with alembic's own word."""
 
 
