@@ -6,6 +6,7 @@ that the others find it. Beside them stand programs that are not ours: an endpoi
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -23,6 +24,12 @@ from typing import Any
 
 import httpx2
 
+from oscar.app.s3 import open_store
+from oscar.core.copies import stored
+from oscar.model.object import Producer
+from oscar.objects.origin import OriginStore
+from oscar.settings import Settings
+from oscar.state.services import Services
 from tests.acceptance import calls
 from tests.listening import listening
 from tests.server import Server
@@ -260,6 +267,29 @@ def _all_of(upstream: socket.socket) -> bytes:
     while piece := upstream.recv(65536):
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def store_at(member: Server, service: str, origin: str, *files: tuple[str, Path, str]) -> None:
+    """Store results at a copy's origin as its member does, with the copy's key.
+
+    Args:
+        member: where the copy is.
+        service: its name there.
+        origin: id of the cluster.
+        files: key in the bucket named as the service, the file, and the job whose result it is.
+    """
+
+    async def work() -> None:
+        rows = open_store(Settings(data=member.data))
+        [row] = await Services(rows).get(service)
+        rows.close()
+        provider = stored(row).storage_providers.minio[origin]
+        store = OriginStore(provider.endpoint, provider.secret_key)
+        for key, path, job in files:
+            await store.upload(service, key, path, producer=Producer(job, 1))
+        await store.close()
+
+    asyncio.run(work())
 
 
 @contextlib.contextmanager

@@ -478,11 +478,12 @@ class Replicas(BaseModel):
 
 
 class SignedResult(BaseModel):
-    """Where a copy may store one result."""
+    """Where a copy may store one result; an empty `url` when it is there already."""
 
     url: str
     method: str
     headers: dict[str, str]
+    etag: str
 
 
 class CopyToken(BaseModel):

@@ -7,6 +7,7 @@ docs/federation.md.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,19 @@ from pydantic import Field, ValidationError
 
 from oscar.auth.rules import Action, may, require_user
 from oscar.core import copies, services, storage
+from oscar.core.jobs import check_id
 from oscar.core.members import Access
 from oscar.core.platform import Known, Platform
-from oscar.errors import BadRequest, Conflict, Forbidden, InvalidField, NotFound, OscarError, Unauthorized
+from oscar.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    InvalidField,
+    NotFound,
+    ObjectNotFound,
+    OscarError,
+    Unauthorized,
+)
 from oscar.model.federation import (
     ORIGIN_CLUSTER,
     ORIGIN_SERVICE,
@@ -27,7 +38,7 @@ from oscar.model.federation import (
     once_each,
 )
 from oscar.model.fields import Model, Name, Text, fold_keys, invalid_field
-from oscar.model.record import HOPS_METADATA, TRACE_METADATA, matches
+from oscar.model.record import HOPS_METADATA, PRODUCER_METADATA, TRACE_METADATA, matches
 from oscar.model.service import Service, definition, parse_service
 from oscar.model.storage import StorageProviders
 from oscar.model.trace import Place
@@ -78,6 +89,8 @@ class Wanted(Model):
     key: Text = ""
     content_type: Name = "application/octet-stream"
     hops: int = Field(default=0, ge=0, le=999)
+    job: Name = ""
+    """Whose result it is. A member that does not say it may have a result stored, and its event, twice."""
 
 
 Work = Callable[[Service, Change], Service]
@@ -355,7 +368,7 @@ def _pending(copy: Copy, *, trusted: bool) -> dict[str, Any]:
 async def sign_result(
     p: Platform, key: str, name: str, wanted: Wanted, *, trace: Place | None = None
 ) -> dict[str, Any]:
-    """An address at which a copy may store one result in the store here, for some minutes.
+    """An address at which a copy may store one result in the store here, for some minutes; none when it is there.
 
     Args:
         p: the platform.
@@ -382,13 +395,21 @@ async def sign_result(
     if not any(bucket == wanted.bucket and matches(folder, wanted.key) for bucket, folder in places):
         raise Forbidden(f"{wanted.bucket}/{wanted.key} lies in no output of the service", field="key")
     headers = {"Content-Type": wanted.content_type, f"x-amz-meta-{HOPS_METADATA}": str(wanted.hops)}
+    if wanted.job:
+        # As jobs here do it: a stage-out that is repeated writes, and starts others, once.
+        check_id(wanted.job, field="job")
+        headers[f"x-amz-meta-{PRODUCER_METADATA}"] = wanted.job
+        with contextlib.suppress(ObjectNotFound):
+            there, metadata = await p.objects.metadata(wanted.bucket, wanted.key)
+            if metadata.get(PRODUCER_METADATA) == wanted.job:
+                return {"url": "", "method": "", "headers": {}, "etag": there.etag}
     if trace is not None and p.upkeep is not None:
         # A MinIO tells nothing of its requests' headers; the built-in store reads `traceparent` itself.
         headers[f"x-amz-meta-{TRACE_METADATA}"] = trace.text()
     url = await storage.sign(p, wanted.bucket, wanted.key, method="PUT", expires=_RESULT_S, headers=headers)
     if url is None:
         raise NotFound(f"The bucket {wanted.bucket} is gone", field="bucket")
-    return {"url": url, "method": "PUT", "headers": headers}
+    return {"url": url, "method": "PUT", "headers": headers, "etag": ""}
 
 
 async def token_for_copy(p: Platform, key: str, name: str) -> dict[str, Any]:

@@ -59,16 +59,25 @@ class Delegated:
     hops: int = 0
 
     def __post_init__(self) -> None:
-        if not _JOB_ID.fullmatch(self.job_id):
-            raise BadRequest(
-                f'"{self.job_id[:100]}" is not the id of a job',
-                field="X-Delegated-Job-ID",
-                fix='use at most 72 letters, digits and "-"',
-            )
+        check_id(self.job_id, field="X-Delegated-Job-ID")
 
     def id_of(self, index: int) -> str:
         """The id of the job of one of the event's objects."""
         return f"{self.job_id}-{index}" if index else self.job_id
+
+
+def check_id(text: str, *, field: str) -> None:
+    """Refuse what is no id of a job, for who is told of one by another cluster.
+
+    Raises:
+        BadRequest: naming the field.
+    """
+    if not _JOB_ID.fullmatch(text):
+        raise BadRequest(
+            f'"{text[:100]}" is not the id of a job',
+            field=field,
+            fix='use at most 72 letters, digits and "-"',
+        )
 
 
 async def accept(

@@ -78,6 +78,13 @@ class FileStore(Protocol):
 class ObjectStore(FileStore, Protocol):
     """A store that can also let others read and write single objects by URL."""
 
+    async def metadata(self, bucket: str, key: str) -> tuple[Found, Mapping[str, str]]:
+        """The object with its user metadata, names in small letters.
+
+        Raises:
+            ObjectNotFound: also when there is no such bucket.
+        """
+
     async def presign(
         self, bucket: str, key: str, *, method: str, expires: int, headers: Mapping[str, str] | None = None
     ) -> str:

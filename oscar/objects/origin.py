@@ -39,10 +39,11 @@ def is_origin(endpoint: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """An address for one file."""
+    """An address for one file; none when the origin has it from this job."""
 
     url: str
     headers: Mapping[str, str]
+    etag: str
 
 
 class OriginStore:
@@ -95,11 +96,13 @@ class OriginStore:
                     "key": key,
                     "content_type": content_type or "application/octet-stream",
                     "hops": producer.hops if producer else 0,
+                    "job": producer.job_id if producer else "",
                 },
                 trace,
             )
-            await _check(self._endpoint, signed.url)
-            etag = await self._put(signed, opened, trace)
+            if signed.url:
+                await _check(self._endpoint, signed.url)
+            etag = await self._put(signed, opened, trace) if signed.url else signed.etag
         return Found(key=key, size=opened.size, etag=etag, modified=int(time.time() * 1000))
 
     async def stat(self, bucket: str, key: str) -> Found:
@@ -127,7 +130,7 @@ class OriginStore:
             raise _refusal(f"the service's origin {self._endpoint}", answer.status_code, answer.text)
         try:
             said = answer.json()
-            return Signed(str(said["url"]), dict(said.get("headers") or {}))
+            return Signed(str(said["url"]), dict(said.get("headers") or {}), str(said.get("etag") or ""))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise StorageError(f"the service's origin {self._endpoint} gave no address") from None
 

@@ -24,7 +24,18 @@ from oscar_python.client import Client
 
 from tests import oidc
 from tests.acceptance.calls import at, client, create, ended, jobs, objects, put, submit
-from tests.federation import NO_ROOM, account, body_of, busy, delegation, eventually, grid, line, replica
+from tests.federation import (
+    NO_ROOM,
+    account,
+    body_of,
+    busy,
+    delegation,
+    eventually,
+    grid,
+    line,
+    replica,
+    store_at,
+)
 from tests.s3_server import free_port
 from tests.server import Server
 
@@ -365,6 +376,29 @@ def test_removing_the_service_removes_its_copies(world: World) -> None:
     world.make("ends", "b", "c")
     assert world.http().delete("/system/services/ends").status_code == 204
     assert [name for name in "abc" if world.has(name, "ends")] == []
+
+
+def test_a_result_that_a_member_stores_again_is_stored_and_starts_others_once(
+    world: World, tmp_path: Path
+) -> None:
+    """As when the member is killed behind the upload, before it has noted that."""
+    world.make("again-home", "b")
+    a = world.http()
+    following = create(a, "true", input=at("again-home/out"))
+    stored_twice(world.servers["b"], a, "again-home", following, tmp_path)
+
+
+def stored_twice(member: Server, a: httpx2.Client, service: str, following: str, folder: Path) -> None:
+    first, second = folder / "first", folder / "second"
+    first.write_bytes(b"first")
+    second.write_bytes(b"second")
+    store_at(member, service, "a", ("out/x", first, "j-1"), ("out/x", second, "j-1"))
+    eventually(lambda: len(jobs(a, following)), 1)
+    assert body_of(a, service, "out/x") == b"first"
+    # Another job's result is another one.
+    store_at(member, service, "a", ("out/x", second, "j-2"))
+    eventually(lambda: len(jobs(a, following)), 2)
+    assert body_of(a, service, "out/x") == b"second"
 
 
 # --- defects ----------------------------------------------------------------------------------------------

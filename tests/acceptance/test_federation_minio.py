@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests import minio_world, oidc, otlp, real_minio
 from tests.acceptance.calls import at, client, create, ended, jobs, objects, put
+from tests.acceptance.test_federation import stored_twice
 from tests.federation import NO_ROOM, account, body_of, eventually, free_ports, replica, settings
 from tests.otlp import Receiver
 from tests.server import Server, running
@@ -55,7 +57,7 @@ def a(world: World) -> Iterator[httpx2.Client]:
 
 
 def test_a_result_from_a_member_lands_in_the_origins_minio_and_starts_the_next_job(
-    world: World, a: httpx2.Client
+    world: World, a: httpx2.Client, tmp_path: Path
 ) -> None:
     token = world.issuer.refresh_token("ann")
     create(
@@ -80,6 +82,8 @@ def test_a_result_from_a_member_lands_in_the_origins_minio_and_starts_the_next_j
     assert ended(a, following, next_)["status"] == "Succeeded"
     with client(world.b) as b:
         assert objects(b, "home") == []
+    # What a member stores again, having been killed behind the upload, starts nothing again.
+    stored_twice(world.b, a, "home", create(a, "true", input=at("home/out")), tmp_path)
     # All of it is one trace; what came home is below the job that made it.
     whole = world.told.job(next_)
     spans = world.told.until(whole.trace, lambda spans: whole.parent in {span.span for span in spans})

@@ -159,6 +159,14 @@ class EmbeddedStore:
         """See `ObjectStore.stat`."""
         return _found(await self._object(bucket, key))
 
+    async def metadata(self, bucket: str, key: str) -> tuple[Found, Mapping[str, str]]:
+        """See `ObjectStore.metadata`."""
+        try:
+            obj = await self._object(bucket, key)
+        except BucketNotFound as error:
+            raise ObjectNotFound(error.message) from None
+        return _found(obj), obj.metadata
+
     async def list(self, bucket: str, prefix: str = "", *, start_after: str = "") -> AsyncIterator[Found]:
         """See `ObjectStore.list`."""
         await self._owner(bucket)
