@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -555,6 +556,27 @@ def test_a_member_that_is_down_is_told_when_it_is_back(tmp_path: Path) -> None:
         assert a.delete("/system/services/late").status_code == 204
         world.servers["b"].start()
         eventually(lambda: world.has("b", "late"), False)
+
+
+def test_defect_12_a_member_that_never_answers_holds_nobody_up_and_is_told_later(world: World) -> None:
+    """B 12: upstream had no bound, and answered 200 with a text when a member was not told."""
+    body = world.make("mute", "b", "c")
+    a = world.http()
+    world.servers["c"].stop()
+    try:
+        # Connections are taken here, and nobody reads them.
+        with socket.create_server(("127.0.0.1", int(world.servers["c"].endpoint.rpartition(":")[2]))):
+            body["environment"] = {"secrets": {"refresh_token": "", "OTHER": ""}}
+            answer = a.put("/system/services", json=body | {"script": "echo newer"})
+            assert answer.status_code == 204, answer.text
+            assert "c: not told yet" in answer.headers["x-oscar-warnings"]
+            assert world.http("b").get("/system/services/mute").json()["script"] == "echo newer"
+            [pending] = a.get("/system/federation/mute").json()["pending"]
+            assert (pending["cluster_id"], pending["change"]) == ("c", "apply")
+    finally:
+        world.servers["c"].start()
+    eventually(lambda: "pending" in a.get("/system/federation/mute").json(), False)
+    assert world.http("c").get("/system/services/mute").json()["script"] == "echo newer"
 
 
 # --- many -------------------------------------------------------------------------------------------------

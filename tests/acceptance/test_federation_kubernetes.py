@@ -16,13 +16,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests import computing, oidc, on_cluster
-from tests.acceptance.calls import at, ended, jobs, objects, put, submit
+from tests import computing, oidc, on_cluster, otlp
+from tests.acceptance.calls import at, create, ended, jobs, objects, put, submit
 from tests.acceptance.test_tls import certificate
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
 from tests.federation import NO_ROOM, account, body_of, busy, delegation, eventually, replica
 from tests.on_cluster import free_port
+from tests.otlp import Receiver, Told
 from tests.server import Server, running
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -45,6 +46,8 @@ class World:
     trusted: ssl.SSLContext
     prefix: str
     """Of the namespaces of k's services."""
+    told: Receiver
+    """Of both servers' traces."""
 
     def http(self, name: str) -> httpx2.Client:
         """The administrator's client."""
@@ -84,7 +87,7 @@ def world(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = {**base.config, "Env": environment}
     kubernetes.load(replace(base, name=IMAGE, layers=[*base.layers, trusting], config=config))
     prefix = on_cluster.new_prefix()
-    with pytest.MonkeyPatch.context() as patch, oidc.running() as issuer:
+    with pytest.MonkeyPatch.context() as patch, oidc.running() as issuer, otlp.receiver() as told:
         patch.setenv("SSL_CERT_FILE", str(cert))
         common = {
             "OSCAR_TLS_CERT": str(cert),
@@ -94,6 +97,7 @@ def world(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
             "OIDC_CLIENT_ID": oidc.CLIENT,
             "RESOURCE_MANAGER_ENABLE": "true",
             "OSCAR_LOGIN_FAILURES": "0",
+            **told.settings(),
         }
         ports = (free_port(kubernetes.host) for _ in range(2))
         a = {
@@ -105,7 +109,7 @@ def world(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
         k = on_cluster.settings(kubernetes, prefix, OSCAR_IMAGE=IMAGE, MINIO_TLS_VERIFY="false")
         with running(folder / "a", **common, **a) as embedded, running(folder / "k", **common, **k) as other:
             trusted = ssl.create_default_context(cafile=str(cert))
-            yield World(issuer, {"a": embedded, "k": other}, kubernetes, trusted, prefix)
+            yield World(issuer, {"a": embedded, "k": other}, kubernetes, trusted, prefix, told)
     for name in kubernetes.kubectl("get", "namespaces", "-o", "name").split():
         if name.startswith(f"namespace/{prefix}"):
             kubernetes.kubectl("delete", name, "--wait=false")
@@ -124,9 +128,20 @@ def everything(world: World) -> str:
     return json.dumps(ours) + "\n".join(decoded)
 
 
+def above(span: Told, spans: list[Told]) -> list[str]:
+    """The names of a span and of those above it."""
+    by_id = {each.span: each for each in spans}
+    names = [span.name]
+    while span.parent in by_id:
+        span = by_id[span.parent]
+        names.append(span.name)
+    return names
+
+
 def test_an_upload_to_the_embedded_server_runs_in_a_pod_and_its_result_comes_home(world: World) -> None:
     name, token = world.make("a", "k", cpu="0.05")
     a, k = world.http("a"), world.http("k")
+    following = create(a, "true", image=computing.BUSYBOX, input=at(f"{name}/out"))
     assert k.get(f"/system/services/{name}").json()["annotations"]["oscar.grycap/origin-cluster"] == "a"
     seen = ""
     with busy(a):
@@ -147,6 +162,12 @@ def test_an_upload_to_the_embedded_server_runs_in_a_pod_and_its_result_comes_hom
     assert job in seen
     for text in (seen, log, k.get(f"/system/services/{name}").text):
         assert token not in text
+    # What the result starts at home is below the job in the cluster.
+    [next_] = eventually(lambda: jobs(a, following), lambda found: len(found) == 1)
+    assert ended(a, following, next_)["status"] == "Succeeded"
+    whole = world.told.job(next_)
+    way = ["job", "upload", "job", "POST /job/{serviceName}", "delegation", "job", "upload"]
+    world.told.until(whole.trace, lambda spans: above(whole, spans) == way)
 
 
 def test_a_job_without_room_in_the_cluster_runs_at_the_embedded_server(world: World) -> None:
