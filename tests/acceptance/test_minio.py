@@ -235,6 +235,7 @@ def test_defect_6_a_replicated_object_starts_once(world: World, http: httpx2.Cli
     assert len(jobs(http, service)) == 1
 
 
+@pytest.mark.long  # each report takes MinIO some seconds
 def test_services_in_a_circle_come_to_an_end(http: httpx2.Client) -> None:
     first, second = name(), name()
     copy = 'cp "$INPUT_FILE_PATH" "$TMP_OUTPUT_DIR/x"'
