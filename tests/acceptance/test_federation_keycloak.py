@@ -194,27 +194,6 @@ def test_members_come_change_and_go_by_the_owners_token_also_one_that_is_down(wo
     eventually(lambda: world.http("c").get("/system/services/comes-c").status_code, 404)
 
 
-def test_without_a_topology_a_job_goes_by_its_callers_token(world: World) -> None:
-    there = {"name": "there-already", "image": world.image, "script": 'echo "begun $JOB_UUID"', "cpu": "0.1"}
-    assert world.http("b").post("/system/services", json=there).status_code == 201
-    body = {
-        "name": "bare",
-        "cluster_id": "a",
-        "image": world.image,
-        "script": "echo here",
-        "cpu": "999",
-        "replicas": [replica("b", "there-already")],
-        "clusters": {"b": {"endpoint": world.servers["b"].endpoint}},
-    }
-    assert world.http().post("/system/services", json=body).status_code == 201
-    assert world.http().get("/system/federation/bare").json()["topology"] == "none"
-    job = world.submit("bare")
-    found = world.ended("a", "bare", job)
-    assert (found["status"], found["delegation"]["cluster_id"]) == ("Succeeded", "b"), found
-    said = world.http("b").get(f"/system/jobs/there-already/{job}").json()
-    assert (said["status"], said["user"]) == ("Succeeded", found["user"])
-
-
 def test_a_member_killed_in_the_middle_of_a_delegation(world: World) -> None:
     world.make("killed", "b", script=f"sleep 4; {SCRIPT}")
     job = world.submit("killed")
