@@ -165,7 +165,7 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
             if opened.presence.alone:
                 # Before the first request: what is half-made now, nobody is making.
                 await volumes.reconcile(platform)
-            if platform.place and not platform.single:
+            if not platform.single:
                 keep(peers.run(platform), "peers")
             keep(NodePorts(platform).run(), "node ports")
             app.state.platform = platform

@@ -249,6 +249,20 @@ class Occupies(Protocol):
         """All that is starting, running or ending now."""
 
 
+@runtime_checkable
+class Follows(Protocol):
+    """The ability of an engine that all servers reach to go on where another of them has applied or removed a service.
+
+    What they share is done by that server; this one's own follows: its warm workers, and what it knows.
+    """
+
+    async def follow(self, service: Service) -> None:
+        """Another server may have applied this definition."""
+
+    async def leave(self, owner: str, service_name: str) -> None:
+        """Another server may have removed the service. Silent if it is not known here."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exposure:
     """What an exposed service should be from now on."""
@@ -371,6 +385,17 @@ class Exposes(Protocol):
         Raises:
             RunNotFound: there is no log.
         """
+
+
+@runtime_checkable
+class FollowsExposed(Protocol):
+    """The same as `Follows`, of servers that are kept running."""
+
+    async def follow_exposed(self, exposure: Exposure) -> None:
+        """Another server may have had it so."""
+
+    async def leave_exposed(self, owner: str, service_name: str) -> None:
+        """Another server may have removed all replicas. Silent if they are not known here."""
 
 
 @dataclass(frozen=True, slots=True)

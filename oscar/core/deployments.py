@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from oscar import telemetry
-from oscar.compute.base import Deployment, DeploymentState, Exposure
+from oscar.compute.base import Deployment, DeploymentState, Exposure, FollowsExposed
 from oscar.core.platform import Known, Platform
 from oscar.errors import InvalidField, OscarError
 from oscar.model.service import Service
@@ -71,6 +71,30 @@ async def remove(p: Platform, owner: str, name: str) -> None:
     if p.exposes is not None:
         await p.exposes.unexpose(owner, name)
         p.signals.exposed.set()
+
+
+async def follow(p: Platform, known: Known, row: ExposureRow) -> None:
+    """Take over what another server has made of the service; on an engine of this machine alone, make it here too."""
+    follower = _follower(p.exposes)
+    if follower is None:
+        await apply(p, known, row)
+    elif known.service.expose.active:
+        await follower.follow_exposed(Exposure(known.service, stopped=row.stopped, restarts=row.restarts))
+    else:
+        await leave(p, known.row.owner, known.row.name)
+
+
+async def leave(p: Platform, owner: str, name: str) -> None:
+    """Another server has removed all replicas; on an engine of this machine alone, they are removed here too."""
+    follower = _follower(p.exposes)
+    if follower is None:
+        await remove(p, owner, name)
+    else:
+        await follower.leave_exposed(owner, name)
+
+
+def _follower(ability: object) -> FollowsExposed | None:
+    return ability if isinstance(ability, FollowsExposed) else None
 
 
 async def apply_all(p: Platform, services: Iterable[Known]) -> None:

@@ -1,7 +1,7 @@
-"""Several servers, each with an engine of its own machine: which there are, and what only one of them can tell.
+"""Several servers: what one has made, changed or removed is so for the others; and what only one of them can tell.
 
-Started by `app.lifespan` when the engine is a machine; `api.jobs` asks where a log is. With an engine that all servers
-reach (Kubernetes) no job has a place, and there is nothing to ask.
+Started by `app.lifespan`; `api.jobs` asks where a log is. With engines of single machines all is done on each, and a
+job has the place where it runs. With an engine that all reach (Kubernetes) only what each has of its own follows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 
 from oscar import telemetry
+from oscar.compute.base import Follows
 from oscar.core import deployments, services
 from oscar.core.platform import Platform
 from oscar.errors import OscarError, Unavailable
@@ -46,7 +47,8 @@ async def run(p: Platform) -> None:
     following = Following(p)
     while True:
         try:
-            await p.servers.seen(p.place, p.settings.url_inside)
+            if p.place:
+                await p.servers.seen(p.place, p.settings.url_inside)
             await following.look()
         except OscarError as error:
             log.warning("peers", trouble=error.message)
@@ -57,7 +59,7 @@ async def run(p: Platform) -> None:
 
 
 class Following:
-    """Services as this machine's engine has them: what another server made, changed or removed is done here too."""
+    """Services as this server's engine has them: what another server made, changed or removed."""
 
     def __init__(self, p: Platform) -> None:
         """Begin with what the start has applied."""
@@ -72,20 +74,43 @@ class Following:
             name: (row.owner, row.name, row.generation, exposures.get(name, ExposureRow()))
             for name, row in rows.items()
         }
-        before, self._done = self._done, now
+        before, self._done = self._done, dict(now)
         if before is None:
             return
         for name in before.keys() - now.keys():
             owner, service, *_ = before[name]
-            if any((row.owner, row.name) == (owner, service) for row in rows.values()):
-                continue
-            await self._p.compute.remove(owner, service)
-            await deployments.remove(self._p, owner, service)
+            try:
+                # Asked anew: one of that name may have been made meanwhile.
+                if not await self._p.services.get(service, owner):
+                    await self._leave(owner, service)
+            except OscarError as error:
+                log.warning("a removed service is still here", service=service, trouble=error.message)
+                self._done[name] = before[name]
         for name, state in now.items():
             if before.get(name) == state:
                 continue
-            known = await services.by_id(self._p, name)
-            if known is None:
-                continue
-            await self._p.compute.apply(known.service)
-            await deployments.apply(self._p, known, state[3])
+            try:
+                await self._follow(name, state[3])
+            except OscarError as error:
+                log.warning("a changed service is not followed yet", service=state[1], trouble=error.message)
+                # To be tried at the next look.
+                self._done.pop(name)
+
+    async def _follow(self, service_id: str, row: ExposureRow) -> None:
+        p = self._p
+        known = await services.by_id(p, service_id)
+        if known is None:
+            return
+        if isinstance(p.compute, Follows):
+            await p.compute.follow(known.service)
+        else:
+            await p.compute.apply(known.service)
+        await deployments.follow(p, known, row)
+
+    async def _leave(self, owner: str, service: str) -> None:
+        p = self._p
+        if isinstance(p.compute, Follows):
+            await p.compute.leave(owner, service)
+        else:
+            await p.compute.remove(owner, service)
+        await deployments.leave(p, owner, service)

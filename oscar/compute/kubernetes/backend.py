@@ -60,6 +60,12 @@ class Options:
 class Beside(Protocol):
     """A part of the engine that has objects of its own for a service: warm workers, servers of models."""
 
+    async def follow(self, service: Service) -> None:
+        """See `Follows.follow`."""
+
+    async def leave(self, owner: str, name: str) -> None:
+        """See `Follows.leave`."""
+
     async def apply(self, service: Service) -> None:
         """See `Compute.apply`."""
 
@@ -209,6 +215,23 @@ class KubernetesCompute:
         await self._drop_prefetch((namespace, service_object(service_name, PREFETCH)))
         for other in self._beside:
             await other.remove(owner, service_name)
+
+    async def follow(self, service: Service) -> None:
+        """See `Follows.follow`."""
+        self._applied[service.owner, service.name] = service
+        if service.image_prefetch:
+            # Never out of it: this server may be about to remove it itself.
+            self._prefetched.add(
+                (self.names.namespace_of(service.owner), service_object(service.name, PREFETCH))
+            )
+        for other in self._beside:
+            await other.follow(service)
+
+    async def leave(self, owner: str, service_name: str) -> None:
+        """See `Follows.leave`."""
+        self._applied.pop((owner, service_name), None)
+        for other in self._beside:
+            await other.leave(owner, service_name)
 
     async def _drop_prefetch(self, place: tuple[str, str]) -> None:
         if place in self._prefetched:

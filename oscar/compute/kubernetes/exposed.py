@@ -34,6 +34,8 @@ from oscar.model.storage import MinIOProvider
 _GONE_S = 60.0
 _LOG_TAIL = 10_000
 _IDLE_LOOK_S = 1.0
+_OTHERS_S = 15.0
+"""Seconds after which this server has heard of what another has removed."""
 
 
 @dataclass(eq=False, slots=True)
@@ -171,6 +173,25 @@ class PodExposes:
             self._log.warning("pods of a service do not end", service=service_name, pods=len(left))
         self._known.pop((digest(owner), service_name), None)
 
+    async def follow_exposed(self, exposure: Exposure) -> None:
+        """See `FollowsExposed.follow_exposed`."""
+        shown = self._of(exposure.service.owner, exposure.service.name)
+        shown.exposure = exposure
+        await self._tell([shown])
+
+    async def leave_exposed(self, owner: str, service_name: str) -> None:
+        """See `FollowsExposed.leave_exposed`."""
+        shown = self._known.get((digest(owner), service_name))
+        if shown is not None:
+            # The watches tell what becomes of the rest.
+            shown.exposure, shown.ready = None, ()
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        """Of what nothing is left, and nothing wanted, nothing is known."""
+        shown = self._known.get(key)
+        if shown is not None and not (shown.exposure or shown.deployment or shown.pods):
+            del self._known[key]
+
     async def _remove(self, namespace: str, service_name: str) -> None:
         named = Named.of(service_name)
         await self._routes.remove(service_name, namespace)
@@ -293,7 +314,8 @@ class PodExposes:
             return []
         gone.deployment = None
         if gone.exposure is not None:
-            self._spawn(self._put_back(gone.exposure), "a Deployment that somebody removed")
+            self._spawn(self._put_back(gone), "a Deployment that somebody removed")
+        self._forget(_key(news.item))
         return [gone]
 
     def _pods(self, news: Listed | Changed | Gone) -> Iterable[Shown]:
@@ -312,9 +334,15 @@ class PodExposes:
         if gone is None:
             return []
         gone.pods.pop(news.item["metadata"]["name"], None)
+        self._forget(_key(news.item))
         return [gone]
 
-    async def _put_back(self, exposure: Exposure) -> None:
+    async def _put_back(self, shown: Shown) -> None:
+        """Put back what was removed by hand; not what another server was asked to remove, of which we hear by then."""
+        await asyncio.sleep(_OTHERS_S)
+        exposure = shown.exposure
+        if exposure is None or shown.deployment is not None:
+            return
         try:
             await self._apply(exposure)
         except OscarError as error:

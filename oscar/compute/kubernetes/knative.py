@@ -166,6 +166,26 @@ class KnativeInvokes:
         await self._drop(owner, name)
         await self._otherwise.remove(owner, name)
 
+    async def follow(self, service: Service) -> None:
+        """See `Follows.follow`: Knative has it already."""
+        place = service.owner, service.name
+        if not fits(service):
+            self._services.pop(place, None)
+            await self._otherwise.follow(service)
+            return
+        self._services[place] = service
+        await self._otherwise.leave(*place)
+        kit = kit_of(service, self._names.namespace_of(service.owner), self._sidecar)
+        found = await self._cluster.get(SECRET, kit.name, kit.namespace)
+        if found is not None:
+            self._keys[place] = base64.b64decode(found["data"]["key"])
+
+    async def leave(self, owner: str, name: str) -> None:
+        """See `Follows.leave`."""
+        self._keys.pop((owner, name), None)
+        self._services.pop((owner, name), None)
+        await self._otherwise.leave(owner, name)
+
     async def _drop(self, owner: str, name: str) -> None:
         self._keys.pop((owner, name), None)
         self._services.pop((owner, name), None)
@@ -231,9 +251,8 @@ class KnativeInvokes:
         )
         stores = await self._otherwise.stores(run, payload)
         order = wire.Order(run.job_id, run.hops, run.trace, run.timeout, run.environment, stores)
-        if (service.owner, service.name) not in self._keys:
+        while (key := self._keys.get((service.owner, service.name))) is None:
             await self.apply(service)
-        key = self._keys[service.owner, service.name]
         namespace = self._names.namespace_of(service.owner)
         try:
             async with asyncio.timeout(self._limits.wait):

@@ -53,6 +53,12 @@ class Models:
         for kind in self._there:
             await self._cluster.delete(kind, name, self._names.namespace_of(owner))
 
+    async def follow(self, service: Service) -> None:
+        """See `Follows.follow`: nothing of it is this server's own."""
+
+    async def leave(self, owner: str, name: str) -> None:
+        """See `Follows.leave`."""
+
     def check(self, service: Service) -> list[str]:
         """Refuse what the cluster does not know.
 

@@ -139,6 +139,14 @@ class PodInvokes:
         if workers is not None:
             await self._retire(workers)
 
+    async def follow(self, service: Service) -> None:
+        """See `Follows.follow`: each server has workers of its own."""
+        await self.apply(service)
+
+    async def leave(self, owner: str, name: str) -> None:
+        """See `Follows.leave`."""
+        await self.remove(owner, name)
+
     def stats(self) -> list[CrewStats]:
         """How the workers of each service do."""
         return self._crews.stats()
