@@ -15,6 +15,7 @@ from benchmarks import (
     federation,
     intake,
     kubernetes,
+    kubernetes_size,
     lists,
     metrics,
     oidc,
@@ -37,6 +38,7 @@ PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
     "federation": federation.run,
     "start": start.run,
     "kubernetes": kubernetes.run,
+    "kubernetes-size": kubernetes_size.run,
 }
 
 

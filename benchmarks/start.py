@@ -98,10 +98,16 @@ def _idle(engine: str) -> dict[str, float]:
         server.start()
         end = time.monotonic() + WITHIN_S
         time.sleep(SETTLED_S)  # what the start leaves to do, it does then
-        while len(found := _processes(server)) != OWN.get(engine, 2) and time.monotonic() < end:
+        while len(_processes(server)) != OWN.get(engine, 2) and time.monotonic() < end:
             time.sleep(0.1)
-        rollups = [_held(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in found]
+        found = memory(server)
         server.stop()
+    return found
+
+
+def memory(server: Server) -> dict[str, float]:
+    """MB by kind (`Rss`, `Pss`) of the server and all that it has started."""
+    rollups = [_held(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in _processes(server)]
     return {kind: sum(each[kind] for each in rollups) for kind in ("Rss", "Pss")}
 
 
