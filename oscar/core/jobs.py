@@ -27,6 +27,7 @@ from oscar.core.platform import Known, Platform
 from oscar.core.requests import Incoming
 from oscar.errors import BadRequest, BodyTooLarge, Conflict, Forbidden, JobNotFound, RunNotFound
 from oscar.model.event import decode, hops, is_premature, split
+from oscar.model.federation import Topology
 from oscar.model.job import ACTIVE, FINAL, REMOTE, ApiStatus, Job, JobState, NewJob, run_name
 from oscar.model.request import Origin
 from oscar.model.user import Caller
@@ -154,7 +155,8 @@ async def accept(
     # Its id says nothing then: the same one stands in both rows.
     again = delegated is not None and await p.jobs.get(delegated.job_id) is not None
     jobs = await p.jobs.accept(new)
-    if caller.bearer and known.service.delegates_to:
+    # Without a topology there would be none to follow the job with: there accounts of clusters count.
+    if caller.bearer and known.service.delegates_to and known.service.topology is not Topology.NONE:
         for job in jobs:
             p.tokens.lend(job.id, caller.bearer)
     p.signals.work.set()

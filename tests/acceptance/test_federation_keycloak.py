@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from tests import real_keycloak
-from tests.federation import body_of, eventually, grid, replica
+from tests.federation import account, body_of, eventually, grid, replica
 from tests.real_keycloak import FEDERATION, FEDERATION_SECRET, GROUP, Keycloak
 from tests.server import Server
 
@@ -192,6 +192,35 @@ def test_members_come_change_and_go_by_the_owners_token_also_one_that_is_down(wo
         "b": 0
     }
     eventually(lambda: world.http("c").get("/system/services/comes-c").status_code, 404)
+
+
+def test_without_a_topology_jobs_go_by_the_account_of_the_cluster(world: World) -> None:
+    there = {"name": "there-already", "image": world.image, "script": 'echo "begun $JOB_UUID"', "cpu": "0.1"}
+    b = world.servers["b"]
+    with httpx2.Client(base_url=b.endpoint, auth=(b.user, b.password), timeout=120) as admin:
+        assert admin.post("/system/services", json=there).status_code == 201
+        body = {
+            "name": "bare",
+            "cluster_id": "a",
+            "image": world.image,
+            "script": "echo here",
+            "cpu": "999",
+            "replicas": [replica("b", "there-already")],
+            "clusters": {"b": {"endpoint": b.endpoint}},
+        }
+        assert world.http().post("/system/services", json=body).status_code == 201
+        assert world.http().get("/system/federation/bare").json()["topology"] == "none"
+        # The caller's own token is not used: it would end before a long job does.
+        job = world.submit("bare")
+        found = world.ended("a", "bare", job)
+        assert (found["status"], "cluster_id" in found["delegation"]) == ("Succeeded", False), found
+        assert "no credentials" in found["delegation"]["problem"]
+        body["clusters"] = {"b": account(b)}
+        assert world.http().put("/system/services", json=body).status_code == 204
+        job = world.submit("bare")
+        found = world.ended("a", "bare", job)
+        assert (found["status"], found["delegation"]["cluster_id"]) == ("Succeeded", "b"), found
+        assert admin.get(f"/system/jobs/there-already/{job}").json()["user"] == "cluster_admin"
 
 
 def test_a_member_killed_in_the_middle_of_a_delegation(world: World) -> None:
