@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import uuid
+from asyncio.base_subprocess import BaseSubprocessTransport
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +164,12 @@ class Machine:
 
 async def _take_away(before: set[asyncio.Task[Any]]) -> None:
     """End all tasks that are new, without their knowing why."""
-    theirs = asyncio.all_tasks() - before - {asyncio.current_task()}
+    theirs = {
+        task
+        for task in asyncio.all_tasks() - before - {asyncio.current_task()}
+        # Python 3.11 waits for ever for a program whose start it was kept from finishing.
+        if getattr(task.get_coro(), "__qualname__", "") != BaseSubprocessTransport._connect_pipes.__qualname__
+    }
     for task in theirs:
         task.cancel()
     if theirs:

@@ -112,6 +112,7 @@ class Cli:
             # Not pipes: what the tool leaves running (conmon) inherits their ends under uvloop, and there would be
             # no end of file to wait for.
             out, err = _nameless_file(""), _nameless_file("")
+            process: asyncio.subprocess.Process | None = None
             try:
                 process = await asyncio.create_subprocess_exec(
                     self.program,
@@ -128,15 +129,10 @@ class Cli:
                 code = await asyncio.wait_for(process.wait(), limit)
                 return Said(code, _content(out), _content(err))
             except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+                await _killed(process)
                 raise EngineError(f"{self.program} {args[0]} did not end in {limit:.0f} s") from None
             except asyncio.CancelledError:
-                if process.returncode is None:
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
-                    await process.communicate()
+                await _killed(process)
                 raise
             except OSError as error:
                 raise EngineError(f"{self.program} can't be called: {error.strerror}") from error
@@ -179,6 +175,14 @@ class Cli:
                     process.kill()
                 # Reads to the end, else its pipe is left open.
                 await process.communicate()
+
+
+async def _killed(process: asyncio.subprocess.Process | None) -> None:
+    """End a call that nobody waits for any more; None when it has not begun."""
+    if process is not None and process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 def _nameless_file(text: str) -> int:
