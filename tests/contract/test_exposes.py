@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from oscar.compute.base import Deployment, DeploymentState, Exposure, Replica
+from oscar.compute.base import Deployment, DeploymentState, Exposure, LogLine, Replica
 from oscar.compute.kubernetes.exposed import PodExposes
 from oscar.compute.local.containers import Containers
 from oscar.compute.local.engine import Engine, Facts
@@ -362,7 +362,10 @@ def test_several_replicas_ports_and_logs(place: Place) -> None:
             found = await ready(exposes, 3)
             for replica in found:
                 assert await ask(replica, port=9090) == "one"
-            lines = [line async for line in exposes.deployment_logs(OWNER, "web")]
+            lines: list[LogLine] = []
+            async with asyncio.timeout(60):  # docker writes what it hears in its own time
+                while sum("listening" in line.text for line in lines) < 3:
+                    lines = [line async for line in exposes.deployment_logs(OWNER, "web")]
             assert sum("listening" in line.text for line in lines) == 3
             assert [line.time for line in lines] == sorted(line.time for line in lines)
             assert len([line async for line in exposes.deployment_logs(OWNER, "web", tail=2)]) == 2

@@ -42,6 +42,8 @@ class Share:
     def __init__(self, machine: Machine, s3: s3_server.Server, way: str) -> None:
         if way == "rclone" and fuse():
             pytest.skip(f"FUSE does not work here: {fuse()}")
+        if way == "rclone" and machine.engine == "docker":
+            pytest.skip("docker is given mirrors: its daemon may not see mounts of ours")
         self.machine = machine
         self.name = uuid.uuid4().hex
         self.path = f"{BUCKET}/{self.name}"
