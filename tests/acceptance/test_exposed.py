@@ -618,7 +618,7 @@ def test_requests_are_spread_over_replicas(web: Web) -> None:
 
 
 def test_a_busy_service_gets_more_replicas(web: Web) -> None:
-    web.apply("busy", cpu="0.2", expose={"min_scale": 1, "max_scale": 2, "cpu_threshold": 50})
+    web.apply("busy", cpu="0.2", expose={"min_scale": 1, "max_scale": 2, "cpu_threshold": 20})
     web.seen("busy")
     over = threading.Event()
 
