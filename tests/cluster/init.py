@@ -21,6 +21,7 @@ from typing import Any
 from tests.cluster.place import NODE, Place
 
 # Kubelet insists on these values, which belong to the whole machine: inside, they look as it wants them.
+_BRIDGE = "02:00:5e:00:00:01"
 KERNEL_VALUES = {
     "vm/overcommit_memory": "1",
     "vm/panic_on_oom": "0",
@@ -134,7 +135,8 @@ def _network(place: Place) -> None:
     _run("ip", "address", "add", f"{place.node}/30", "dev", "link0")
     _run("ip", "link", "set", "link0", "up")
     _run("ip", "route", "add", "default", "via", str(place.host))
-    _run("ip", "link", "add", "cni0", "type", "bridge")
+    # An address of its own: else it has the lowest of its ports, and pods lose it when that port goes.
+    _run("ip", "link", "add", "cni0", "address", _BRIDGE, "type", "bridge")
     _run("ip", "address", "add", f"{place.bridge}/{place.pods.prefixlen}", "dev", "cni0")
     _run("ip", "link", "set", "cni0", "up")
 
