@@ -1,4 +1,4 @@
-"""Programs that die around the jobs of a real cluster: kubelet, node, server.
+"""Programs that die around the jobs of a real cluster: kubelet, node, server, one of two servers.
 
 Nothing is lost, no script runs twice, and what can't be known is said. The cluster is this file's own, and quick to
 give a node up; MinIO on it is the store, with its webhook to the server.
@@ -249,3 +249,98 @@ def test_a_server_that_is_killed_during_uploads_runs_each_once(town: Town) -> No
 
 def succeeded(client: httpx2.Client, name: str) -> list[str]:
     return [each for each, said in jobs(client, name).items() if said["status"] == "Succeeded"]
+
+
+def test_one_of_two_servers_is_killed_and_the_other_goes_on(
+    own: Cluster, tmp_path: Path, postgres_url: str
+) -> None:
+    prefix, bucket, count = on_cluster.new_prefix(), f"b{uuid.uuid4().hex[:8]}", 40
+    shared = settings(own, prefix, OSCAR_DATABASE_URL=postgres_url, OSCAR_PASSWORD=uuid.uuid4().hex)
+    ports = {each: str(on_cluster.free_port(own.host)) for each in ("OSCAR_SERVICE_PORT", "OSCAR_S3_PORT")}
+    one = Server(tmp_path / "one", shared)
+    two = Server(
+        tmp_path / "two", shared | ports | {"OSCAR_URL": f"http://{own.host}:{ports['OSCAR_SERVICE_PORT']}"}
+    )
+    tell(own, two)
+    one.start()
+    two.start()
+    try:
+        with http(one) as client:
+            name = service(
+                client,
+                BEGUN.format(seconds=3)
+                + '; echo > "$TMP_OUTPUT_DIR/$(basename "$INPUT_FILE_PATH").$JOB_UUID"',
+                input=at(f"{bucket}/in"),
+                output=at(f"{bucket}/out"),
+                cpu="10m",
+                memory="32Mi",
+            )
+            each_follows_the_other(own, one, two)
+            removed = exposed_and_removed(own, one, two)
+        with ThreadPoolExecutor(1) as pool, http(two) as client:
+            uploading = pool.submit(Town(own, two).uploads, bucket, count)
+            until(lambda: succeeded(client, name))
+            one.kill()
+            uploading.result()
+            until(lambda: len(succeeded(client, name)) == count, LONG)
+            made = jobs(client, name)
+            assert len(made) == count
+            for each in made:
+                once(client, name, each)
+            outputs = [key for key in objects(client, bucket) if key.startswith("out/")]
+            assert Counter(key.partition(".")[0] for key in outputs) == {
+                f"out/{n:03}": 1 for n in range(count)
+            }
+            until(lambda: not own.get("jobs", "-A", "-l", f"oscar_service={name}")["items"])
+        assert not deployed(own, removed), "the other server put it back"
+    finally:
+        for server in (one, two):
+            if server.process is not None and server.process.poll() is None:
+                server.stop()
+        on_cluster.clean(own, prefix)
+
+
+def each_follows_the_other(own: Cluster, one: Server, two: Server) -> None:
+    """What one is asked to do with a service holds for the warm workers of both, and for their owner's quota."""
+    with http(one) as client, http(two) as other:
+        calls = service(client, "echo first", owner="ann", cpu="20m", synchronous={"min_scale": 1})
+        # A worker that is warm at each, and both count for both.
+        until(lambda: (used(one, "ann"), used(two, "ann")) == (40, 40))
+        for each in (client, other):
+            assert each.post(f"/run/{calls}", content="{}").text == "first\n"
+        shape = client.get(f"/system/services/{calls}").json()
+        assert client.put("/system/services", json=shape | {"script": "echo second"}).status_code == 204
+        until(lambda: other.post(f"/run/{calls}", content="{}").text == "second\n")
+        assert other.delete(f"/system/services/{calls}").status_code == 204
+        until(lambda: not own.get("pods", "-A", "-l", f"oscar_service={calls}")["items"])
+        until(lambda: (used(one, "ann"), used(two, "ann")) == (0, 0))
+
+
+def exposed_and_removed(own: Cluster, one: Server, two: Server) -> str:
+    """A service that one server exposed and the other removed; its name."""
+    with http(one) as client, http(two) as other:
+        web = service(
+            client,
+            "mkdir -p /tmp/www; echo hello >/tmp/www/index.html; "
+            'exec httpd -f -p "$OSCAR_BIND_ADDRESS:$PORT" -h /tmp/www',
+            expose={"api_port": 8080, "max_scale": 1},
+        )
+        address = f"/system/services/{web}/exposed/"
+        for each in (client, other):
+            until(lambda each=each: each.get(address).text == "hello\n")  # type: ignore[misc]
+        assert other.delete(f"/system/services/{web}").status_code == 204
+        until(lambda: not deployed(own, web))
+        until(lambda: client.get(address).status_code == 404)
+        return web
+
+
+def deployed(own: Cluster, name: str) -> list[Any]:
+    """The Deployments of a service."""
+    found: list[Any] = own.get("deployments", "-A", "-l", f"oscar_service={name}")["items"]
+    return found
+
+
+def used(server: Server, user: str) -> int:
+    """Millicores that count for a user."""
+    with http(server) as client:
+        return int(client.get(f"/system/quotas/user/{user}").json()["resources"]["cpu"]["used"])
