@@ -25,6 +25,21 @@ def install(cluster: Cluster) -> None:
     rolled_out(cluster, "kube-system", "deployment/kwok-controller")
 
 
+def without_leases(cluster: Cluster) -> None:
+    """Have it keep its nodes without leases: it gives up those that it renews too late, with all pods on them.
+
+    The cluster must then be one whose `--node-monitor-grace-period` is longer than the test.
+    """
+    found = cluster.get("configmap", "--namespace=kube-system", "kwok")
+    found["data"] = {
+        name: text.replace("nodeLeaseDurationSeconds: 40", "nodeLeaseDurationSeconds: 0")
+        for name, text in found["data"].items()
+    }
+    cluster.apply([found])
+    cluster.kubectl("rollout", "restart", "--namespace=kube-system", "deployment/kwok-controller")
+    rolled_out(cluster, "kube-system", "deployment/kwok-controller")
+
+
 def nodes(cluster: Cluster, count: int, *, tainted: bool = True) -> list[str]:
     """Make nodes, and wait until they are ready; tainted ones get only pods that tolerate `kwok.x-k8s.io/node`."""
     names = [f"kwok-{number}" for number in range(count)]
