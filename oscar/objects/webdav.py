@@ -32,6 +32,8 @@ _MISSING = frozenset({404, 409})
 """What servers answer when a folder on the way is missing: RFC 4918 says 409."""
 _THERE = frozenset({301, 405})
 """What servers answer when a folder that is to be made exists."""
+_REFUSED = frozenset({403})
+"""What Apache answers also when another makes the folder at the same moment."""
 _UNABLE = frozenset({403, 405, 501})
 """What servers answer that don't rename, or don't let this user do it."""
 _TAKEN = frozenset({403, 409, 412})
@@ -261,12 +263,20 @@ class WebDavStore:
     async def _make_folder(self, parts: tuple[str, ...]) -> None:
         """Make a folder and those above it; there is no harm in two doing it at once."""
         url = self._place(parts, folder=True)
-        answer = await self._web.call("MKCOL", url, ok=_WRITTEN | _THERE | _MISSING)
+        ok = _WRITTEN | _THERE | _MISSING | _REFUSED
+        answer = await self._web.call("MKCOL", url, ok=ok)
         if answer.status in _MISSING and len(parts) > 1:
             await self._make_folder(parts[:-1])
-            answer = await self._web.call("MKCOL", url, ok=_WRITTEN | _THERE)
-        if answer.status in _MISSING:
+            answer = await self._web.call("MKCOL", url, ok=ok)
+        if answer.status in _MISSING or (answer.status in _REFUSED and not await self._is_folder(url)):
             raise self._web.refusal("MKCOL", url, answer)
+
+    async def _is_folder(self, url: str) -> bool:
+        try:
+            found = await self._propfind(url, "0")
+        except OscarError:
+            return False
+        return bool(found) and found[0].folder
 
     async def _exists(self, parts: tuple[str, ...]) -> bool:
         try:
