@@ -5,22 +5,42 @@ The server runs on this machine; pods reach its S3 server at the address that th
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from minio import Minio
 
 from tests import computing, server
+from tests.cluster import cluster, images
 from tests.cluster.cluster import Cluster
+from tests.cluster.parts import PartMissing
 from tests.server import Server
 
 PATIENCE = 300
+
+
+@contextmanager
+def own_cluster(name: str, extra: Mapping[str, Sequence[str]], *addons: str) -> Iterator[Cluster]:
+    """A cluster with these options of its programs, and the server's image; skips where parts are missing."""
+    name = f"{name}-{os.getpid()}"
+    try:
+        made = cluster.up(name, owner=os.getpid(), extra=extra)
+        made.load(images.server())
+        made.add(*addons)
+    except PartMissing as missing:
+        pytest.skip(str(missing))
+    try:
+        yield made
+    finally:
+        cluster.down(name)
 
 
 def free_port(host: str) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests import minio_world, oidc, otlp, real_minio
+from tests import minio_world, oidc, otlp
 from tests.acceptance.calls import at, client, create, ended, jobs, objects, put
 from tests.acceptance.test_federation import stored_twice
 from tests.federation import NO_ROOM, account, body_of, eventually, free_ports, replica, settings
@@ -35,10 +35,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    try:
-        minio_world.here()
-    except real_minio.MinioMissing as missing:
-        pytest.skip(str(missing))
+    minio_world.here()
     folder = tmp_path_factory.mktemp("federation")
     (folder / "a").mkdir()
     with oidc.running() as issuer, otlp.receiver() as told:

@@ -6,7 +6,6 @@ give a node up; MinIO on it is the store, with its webhook to the server.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 import uuid
@@ -22,10 +21,8 @@ import pytest
 
 from tests import minio_world, on_cluster
 from tests.acceptance.calls import at, jobs, objects
-from tests.cluster import cluster, images
 from tests.cluster.addons import kwok, minio
 from tests.cluster.cluster import Cluster
-from tests.cluster.parts import PartMissing
 from tests.cluster.place import NODE
 from tests.on_cluster import accepted, ended, http, job, service, until
 from tests.real_minio import ACCESS_KEY, SECRET_KEY
@@ -48,17 +45,8 @@ LONG = 900
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Cluster]:
-    name = f"faults-{os.getpid()}"
-    try:
-        made = cluster.up(name, owner=os.getpid(), extra=IMPATIENT)
-        made.load(images.server())
-        made.add("minio")
-    except PartMissing as missing:
-        pytest.skip(str(missing))
-    try:
+    with on_cluster.own_cluster("faults", IMPATIENT, "minio") as made:
         yield made
-    finally:
-        cluster.down(name)
 
 
 @dataclass(slots=True)

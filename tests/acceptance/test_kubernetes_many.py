@@ -6,7 +6,6 @@ counted is that each upload is one job, begun once. Real pods are in `test_kuber
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,10 +17,8 @@ import pytest
 from tests import on_cluster
 from tests.acceptance.calls import at, jobs
 from tests.acceptance.test_kubernetes_faults import Town, settings, succeeded, tell
-from tests.cluster import cluster, images
 from tests.cluster.addons import kwok
 from tests.cluster.cluster import Cluster
-from tests.cluster.parts import PartMissing
 from tests.cluster.place import NODE
 from tests.on_cluster import http, job, service, until
 from tests.server import Server
@@ -43,17 +40,8 @@ LONG = 1200
 
 @pytest.fixture
 def own() -> Iterator[Cluster]:
-    name = f"many-{os.getpid()}"
-    try:
-        made = cluster.up(name, owner=os.getpid(), extra=PATIENT)
-        made.load(images.server())
-        made.add("minio", "kwok")
-    except PartMissing as missing:
-        pytest.skip(str(missing))
-    try:
+    with on_cluster.own_cluster("many", PATIENT, "minio", "kwok") as made:
         yield made
-    finally:
-        cluster.down(name)
 
 
 def test_a_server_that_is_killed_during_hundreds_of_uploads_begins_each_once(

@@ -41,10 +41,7 @@ def name() -> str:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    try:
-        minio_world.here()
-    except real_minio.MinioMissing as missing:
-        pytest.skip(str(missing))
+    minio_world.here()
     with minio_world.running(tmp_path_factory.mktemp("minio")) as running:
         yield running
 
@@ -52,10 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[World]:
     """A world of the test's own, nothing started."""
-    try:
-        minio_world.here()
-    except real_minio.MinioMissing as missing:
-        pytest.skip(str(missing))
+    minio_world.here()
     with minio_world.running(tmp_path, start=False) as made:
         yield made
 

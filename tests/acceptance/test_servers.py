@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import minio_world, real_minio
+from tests import minio_world
 from tests.acceptance.calls import at, client, create, ended, jobs, objects, submit
 from tests.acceptance.test_minio import succeeded, until
 from tests.minio_world import World
@@ -33,10 +33,7 @@ class Pair:
 
 @pytest.fixture
 def pair(tmp_path: Path, empty_postgres_url: str) -> Iterator[Pair]:
-    try:
-        minio_world.here()
-    except real_minio.MinioMissing as missing:
-        pytest.skip(str(missing))
+    minio_world.here()
     shared = {"OSCAR_DATABASE_URL": empty_postgres_url, "OSCAR_PASSWORD": uuid.uuid4().hex}
     with minio_world.running(tmp_path, start=False, **shared) as world:
         port = free_port()
