@@ -75,8 +75,7 @@ def grid(folder: Path, *names: str, **more: str) -> Iterator[dict[str, Server]]:
 
 
 def _end(server: Server) -> None:
-    if server.process is not None and server.process.poll() is None:
-        server.stop()
+    server.end()
 
 
 def replica(cluster: str, service: str = "", **more: Any) -> dict[str, Any]:

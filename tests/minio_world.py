@@ -118,8 +118,7 @@ def running(folder: Path, *, start: bool = True, **more: str) -> Iterator[World]
             server.start()
         yield world
     finally:
-        if server.process is not None and server.process.poll() is None:
-            server.stop()
+        server.end()
         world.stop_minio()
 
 

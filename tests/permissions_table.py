@@ -48,7 +48,7 @@ def _installation(action: Action, words: str = "") -> Need:
     return Need(Kind.INSTALLATION, action, words)
 
 
-OPEN = {"GET /health", "POST /system/events/minio"}
+OPEN = {"GET /health", "GET /ready", "POST /system/events/minio"}
 """Routes that ask for no caller; the second one for a token of its own."""
 
 ROUTES: dict[str, Need] = {

@@ -125,6 +125,11 @@ class Server:
         """Ask it to end; its exit code."""
         return self._end(signal.SIGTERM)
 
+    def end(self) -> None:
+        """Stop it if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+
     def _end(self, sign: signal.Signals) -> int:
         if self.process is None:
             raise ValueError("the server was never started")
@@ -151,5 +156,4 @@ def running(data: Path, **settings: str) -> Iterator[Server]:
     try:
         yield server
     finally:
-        if server.process is not None and server.process.poll() is None:
-            server.stop()
+        server.end()

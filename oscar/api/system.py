@@ -59,6 +59,23 @@ async def health(request: Request) -> Response:
 
 
 @router.get(
+    "/ready",
+    summary="Readiness check",
+    tags=["health"],
+    responses={
+        200: {
+            "description": "The whole platform is there",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **problems(503),
+    },
+)
+async def ready(_platform: P) -> Response:
+    # Until there is a platform, the gate before all routes answers, with what is in the way.
+    return Response("Ok", media_type="text/plain")
+
+
+@router.get(
     "/system/info", summary="Get system info", tags=["info"], responses={**shaped(Info), **problems(401)}
 )
 async def info(p: P, _caller: C) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].pop("422", None)
                 for answer in operation["responses"].values():
                     _said_once(answer)
-                if path != "/health":
+                if path not in {"/health", "/ready"}:
                     operation["security"] = [{"BasicAuth": []}, {"BearerAuth": []}]
         for name in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(name, None)

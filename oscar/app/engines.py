@@ -26,7 +26,7 @@ from oscar.compute.base import (
     Reconciles,
     Withdraws,
 )
-from oscar.errors import EngineMissing
+from oscar.errors import EngineMissing, Unavailable
 from oscar.model.quota import Limits
 from oscar.model.storage import MinIOProvider
 from oscar.objects.base import ObjectStore
@@ -83,10 +83,19 @@ async def start(ground: Ground, stack: contextlib.AsyncExitStack) -> Engine:
 
     Raises:
         EngineMissing: there is none; naming what is missing.
+        Unavailable: something that it needs does not answer now.
     """
-    if ground.settings.engine == "kubernetes":
+    if ground.settings.engine != "kubernetes":
+        return await _local(ground, stack)
+    from oscar.compute.kubernetes.cluster import ClusterError
+
+    try:
         return await _kubernetes(ground, stack)
-    return await _local(ground, stack)
+    except ClusterError as error:
+        trouble = Unavailable if error.is_unknown else EngineMissing
+        raise trouble(
+            f"The Kubernetes cluster can't be used: {error.message}", field="KUBECONFIG", fix=error.fix
+        ) from error
 
 
 async def begin(compute: Compute, stack: contextlib.AsyncExitStack) -> None:
@@ -183,6 +192,7 @@ async def _kubernetes(ground: Ground, stack: contextlib.AsyncExitStack) -> Engin
     folder = settings.data / "kubernetes"
     hosts = _private_hosts(settings)
     cluster = Cluster(config(settings.kubeconfig))
+    stack.push_async_callback(cluster.close)
     tenancy = Tenancy(cluster, names, ground.limits, settings.namespace)
     launcher = Launcher(
         cluster,

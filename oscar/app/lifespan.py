@@ -38,7 +38,7 @@ from oscar.core.rates import Rate
 from oscar.core.requests import Recorder
 from oscar.core.rescheduler import Rescheduler
 from oscar.core.tokens import Tokens
-from oscar.errors import OscarError
+from oscar.errors import EngineMissing, OscarError, Unavailable
 from oscar.settings import Settings, kept_secret
 from oscar.state.config import Configuration
 from oscar.state.copies import Copies
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from oscar.auth.oidc import Oidc
 
 log = telemetry.get("app")
+
+_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ async def _live(app: FastAPI, opened: Opened, start: Start, given: Compute | Non
     """Start the engine, then dispatch until cancelled."""
     with _told(start):
         async with contextlib.AsyncExitStack() as stack:
-            engine = await _engine(opened, given, stack)
+            engine = await _engine_in_time(opened, given, start, stack)
             oidc = _oidc(opened.settings)
             if oidc is not None:
                 stack.push_async_callback(oidc.close)
@@ -183,6 +185,25 @@ def _oidc(settings: Settings) -> Oidc | None:
     from oscar.auth.oidc import Oidc
 
     return Oidc.of(settings)
+
+
+async def _engine_in_time(
+    opened: Opened, given: Compute | None, start: Start, stack: contextlib.AsyncExitStack
+) -> Engine:
+    """The engine, as soon as what it needs answers: a MinIO and its server may be started at the same moment."""
+    while True:
+        async with contextlib.AsyncExitStack() as tried:
+            try:
+                engine = await _engine(opened, given, tried)
+            except EngineMissing:
+                raise
+            except Unavailable as error:
+                if start.awaits(error):
+                    log.warning("waiting for what the engine needs", error=error.message)
+            else:
+                stack.push_async_exit(tried.pop_all())
+                return engine
+        await asyncio.sleep(_AGAIN_S)
 
 
 async def _engine(opened: Opened, given: Compute | None, stack: contextlib.AsyncExitStack) -> Engine:

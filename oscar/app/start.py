@@ -17,6 +17,8 @@ from oscar.errors import OscarError, Unavailable
 
 WAIT_S = 30.0
 """Seconds that a request waits for the engine: longer than all but a broken one takes."""
+_AT_ONCE = "/ready"
+"""The path that asks whether the platform is there."""
 
 _FREE = ("/health", "/docs", "/redoc", "/openapi.json")
 """Beginnings of paths whose routes need no platform."""
@@ -33,11 +35,18 @@ class Start:
         """The engine and with it the whole platform is there; or it can't be, and `error` says why."""
         self.error: OscarError | None = None
         self.complete = False
+        self._awaited = ""
 
     def done(self) -> None:
         """The platform is there."""
         self.complete = True
         self.over.set()
+
+    def awaits(self, error: OscarError) -> bool:
+        """Something that the platform needs does not answer yet; whether that is news."""
+        is_news = error.message != self._awaited
+        self._awaited = error.message
+        return is_news
 
     def failed(self, error: OscarError) -> None:
         """It can't be."""
@@ -50,8 +59,11 @@ class Start:
             async with asyncio.timeout(seconds):
                 await self.over.wait()
         except TimeoutError:
+            words = "The engine is still being started"
             return Unavailable(
-                "The engine is still being started", fix="try again", headers={"Retry-After": "5"}
+                f"{words}. {self._awaited}" if self._awaited else words,
+                fix="try again",
+                headers={"Retry-After": "5"},
             )
         return self.error
 
@@ -72,7 +84,7 @@ class Gate:
     ) -> None:
         """Serve one request."""
         if not self._start.complete and scope["type"] == "http" and not scope["path"].startswith(_FREE):
-            error = await self._start.wait(WAIT_S)
+            error = await self._start.wait(0.0 if scope["path"] == _AT_ONCE else WAIT_S)
             if error is not None:
                 await render(error, Request(scope))(scope, receive, send)
                 return

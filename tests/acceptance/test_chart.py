@@ -142,6 +142,11 @@ class Installed:
     def kubectl(self, *words: str) -> str:
         return self.cluster.kubectl(*words, f"--namespace={self.namespace}")
 
+    def answers(self) -> bool:
+        """Whether the API does, by the gateway."""
+        with self.client as api:
+            return api.get("/ready").status_code == httpx2.codes.OK
+
     def rolled_out(self) -> None:
         self.kubectl("rollout", "status", "deployment/oscar", "--timeout=300s")
 
@@ -189,6 +194,8 @@ def installed(kubernetes: Cluster) -> Iterator[Installed]:
     found = Installed(kubernetes, namespace, password(kubernetes, namespace))
     try:
         found.rolled_out()
+        # The gateway hears of a server that is ready a moment later.
+        until(found.answers, "the API answers at the gateway", patience=60)
         yield found
     finally:
         found.helm("uninstall", "oscar", "--wait")

@@ -157,8 +157,7 @@ def kill_often(tmp_path: Path, kills: int, events: int) -> None:
             sender.join()
         check(server, client, done, events, kills)
     finally:
-        if server.process is not None and server.process.poll() is None:
-            server.stop()
+        server.end()
 
 
 def check(server: Server, client: object, done: Acknowledged, events: int, kills: int) -> None:

@@ -101,8 +101,7 @@ def town(own: Cluster, tmp_path: Path) -> Iterator[Town]:
     try:
         yield Town(own, server)
     finally:
-        if server.process is not None and server.process.poll() is None:
-            server.stop()
+        server.end()
         on_cluster.clean(own, prefix)
 
 
@@ -132,6 +131,41 @@ def once(client: httpx2.Client, name: str, job_id: str) -> None:
 
 def begun(client: httpx2.Client, name: str, job_id: str) -> bool:
     return f"begun {job_id}" in client.get(f"/system/logs/{name}/{job_id}").text
+
+
+def test_a_server_that_starts_before_the_cluster_and_minio_waits_for_both(
+    own: Cluster, tmp_path: Path
+) -> None:
+    prefix = on_cluster.new_prefix()
+    server = Server(tmp_path / "data", settings(own, prefix))
+    queue = minio_world.printed(server, own.own_place.folder / f"queue-{uuid.uuid4().hex[:8]}")
+    own.stop("kube-apiserver")
+    own.stop("minio")
+    try:
+        server.start(until="/health")
+        with http(server) as client, ThreadPoolExecutor(1) as pool:
+            patient = pool.submit(client.get, "/system/services")
+            until(lambda: "Kubernetes cluster can't be used" in unready(client))
+            own.start("kube-apiserver")
+            own.wait_api()
+            until(lambda: "object store can't be used" in unready(client))
+            minio.start(own, queue)
+            until(lambda: client.get("/ready").status_code == httpx2.codes.OK)
+            assert patient.result().status_code in {httpx2.codes.OK, httpx2.codes.SERVICE_UNAVAILABLE}
+            name = service(client, "echo done", cpu="10m", memory="32Mi")
+            assert ended(client, name, accepted(client, name))["status"] == "Succeeded"
+        assert server.stop() == 0
+    finally:
+        server.end()
+        on_cluster.clean(own, prefix)
+
+
+def unready(client: httpx2.Client) -> str:
+    """What is in the way of a server that lives."""
+    assert client.get("/health").status_code == httpx2.codes.OK
+    answer = client.get("/ready")
+    assert answer.status_code == httpx2.codes.SERVICE_UNAVAILABLE
+    return str(answer.json()["message"])
 
 
 def test_a_kubelet_that_is_restarted_loses_no_job(town: Town, client: httpx2.Client) -> None:
@@ -283,8 +317,7 @@ def test_one_of_two_servers_is_killed_and_the_other_goes_on(
         assert not deployed(own, removed), "the other server put it back"
     finally:
         for server in (one, two):
-            if server.process is not None and server.process.poll() is None:
-                server.stop()
+            server.end()
         on_cluster.clean(own, prefix)
 
 

@@ -71,5 +71,4 @@ def test_a_server_that_is_killed_during_hundreds_of_uploads_begins_each_once(
             assert {job(client, name, each)["attempt"] for each in made} == {1}
             until(lambda: not own.get("jobs", "-A", "-l", f"oscar_service={name}")["items"])
     finally:
-        if server.process is not None and server.process.poll() is None:
-            server.stop()
+        server.end()

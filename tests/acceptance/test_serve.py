@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import select
 import shutil
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,6 +114,37 @@ def test_what_waits_for_an_engine_that_is_missing_is_told_so(stopped: Server, tm
     assert b'"engine_missing"' in said
     assert b"broken" in said
     assert stopped.process.wait(WITHIN) == 1
+
+
+def test_a_cluster_that_does_not_answer_is_waited_for(stopped: Server, tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        # Taken, and nobody listens: whoever connects is refused.
+        silent.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        config = {
+            "clusters": [{"name": "c", "cluster": {"server": address}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+            "users": [{"name": "u", "user": {}}],
+            "current-context": "c",
+        }
+        (tmp_path / "config").write_text(json.dumps(config))
+        stopped.settings = {
+            "OSCAR_ENGINE": "kubernetes",
+            "OSCAR_IMAGE": "oscar",
+            "KUBECONFIG": str(tmp_path / "config"),
+        }
+        stopped.start(until="/health")
+        with httpx2.Client(base_url=stopped.endpoint, timeout=WITHIN) as http:
+            while (answer := http.get("/ready")).json()["message"] == "The engine is still being started":
+                time.sleep(0.05)
+            assert answer.status_code == 503
+            assert answer.json()["message"].startswith(
+                "The engine is still being started. The Kubernetes cluster can't be used: "
+            )
+            assert http.get("/health").headers["x-oscar-engine"] == "starting"
+        assert stopped.stop() == 0
+    # Said once, however often it was tried.
+    assert stopped.log.read_text().count("waiting for what the engine needs") == 1
 
 
 def test_the_api_answers_and_uploads_are_taken_while_the_engine_starts(

@@ -45,8 +45,7 @@ def pair(tmp_path: Path, empty_postgres_url: str) -> Iterator[Pair]:
         try:
             yield Pair(world, world.server, two)
         finally:
-            if two.process is not None and two.process.poll() is None:
-                two.stop()
+            two.end()
 
 
 def test_a_server_killed_under_load_loses_nothing_and_doubles_nothing(pair: Pair) -> None:

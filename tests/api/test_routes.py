@@ -132,6 +132,7 @@ LINK = {"object_key": "in/a", "operation": "upload"}
 
 CALLS = [
     Call("GET /health", 200, check=lambda text: text == "Ok"),
+    Call("GET /ready", 200, check=lambda text: text == "Ok"),
     Call("GET /system/info", 200, check=lambda said: said["serverless_backend"]["name"] == "embedded"),
     Call("GET /system/status", 200, check=lambda said: said["cluster"]["nodes_count"] == 1),
     Call("GET /system/config", 200, check=lambda said: said["minio_provider"]["secret_key"]),
@@ -410,7 +411,7 @@ CALLS += [
 ]
 NOT_ENABLED = {"POST /system/events/minio"}
 """Routed, and refused to everybody with the built-in store."""
-OPEN = {"GET /health", "POST /system/events/minio"}
+OPEN = {"GET /health", "GET /ready", "POST /system/events/minio"}
 """The second one asks for a token of its own."""
 WITHOUT_INPUT = {
     *OPEN,

@@ -201,7 +201,10 @@ def test_many_at_once_make_the_same_folders(bench: Bench, tmp_path: Path) -> Non
                 for key in keys[turn : turn + 12]:
                     group.create_task(store.upload(bench.bucket, key, source))
 
-    bench.run(act)
+    # With the pauses between tries: rclone answers 423 while another request is at the folder, and four tries at
+    # once can all fall into that moment.
+    with stamina.set_testing(False):
+        bench.run(act)
     assert bench.files() == set(keys)
 
 

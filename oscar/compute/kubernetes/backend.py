@@ -128,15 +128,10 @@ class KubernetesCompute:
 
     async def start(self) -> None:
         """See `Compute.start`."""
-        try:
-            self._version = await self.cluster.version()
-            self._check_version()
-            await self.tenancy.start(kueue=self._options.kueue)
-            found = await self.cluster.items(DAEMON_SET, labels=self.names.selector(PREFETCH))
-        except ClusterError as error:
-            raise EngineMissing(
-                f"The Kubernetes cluster can't be used: {error.message}", field="KUBECONFIG", fix=error.fix
-            ) from error
+        self._version = await self.cluster.version()
+        self._check_version()
+        await self.tenancy.start(kueue=self._options.kueue)
+        found = await self.cluster.items(DAEMON_SET, labels=self.names.selector(PREFETCH))
         self._prefetched = {(each["metadata"]["namespace"], each["metadata"]["name"]) for each in found}
         await self._logs.start()
         self._spawn(self._always(lambda: self._follow(JOB, RUNS)))
