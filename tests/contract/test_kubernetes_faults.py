@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from oscar.compute.base import Phase
+from oscar.compute.base import Phase, Run
 from oscar.compute.kubernetes.backend import KubernetesCompute
 from oscar.compute.kubernetes.cluster import Body, config
 from oscar.compute.kubernetes.kinds import JOB, NAMESPACE, NETWORK_POLICY, POD, SECRET, Kind
@@ -514,19 +514,32 @@ def test_a_run_that_has_a_place_is_not_withdrawn(machine: Machine) -> None:
 
 def test_a_run_is_begun_or_withdrawn_and_never_both(machine: Machine) -> None:
     async def scenario(server: Server, compute: KubernetesCompute) -> None:
-        async def one(number: int) -> bool:
+        async def ends(order: Run, *, claimed: bool) -> None:
+            end = await server.done(order.name)
+            assert ("begun" in await server.text(order.name)) is not claimed
+            assert end.trouble is (Trouble.OUR if claimed else None)
+
+        async def before() -> None:
+            order = server.order("echo begun", owner=OWNER)
+            assert await compute._launcher.claim(order.name)
+            await compute.submit(order)
+            await ends(order, claimed=True)
+
+        async def between(number: int) -> None:
             order = server.order("echo begun", owner=OWNER)
             await compute.submit(order)
             # Somewhere between its making and its script: the marker decides, whatever the cluster does meanwhile.
             await asyncio.sleep(number * 0.4)
-            claimed = await compute._launcher.claim(order.name)
-            end = await server.done(order.name)
-            assert ("begun" in await server.text(order.name)) is not claimed
-            assert end.trouble is (Trouble.OUR if claimed else None)
-            return claimed
+            await ends(order, claimed=await compute._launcher.claim(order.name))
 
-        found = await asyncio.gather(*map(one, range(10)))
-        assert set(found) == {True, False}
+        async def after() -> None:
+            order = server.order("echo begun", owner=OWNER)
+            await compute.submit(order)
+            await server.running(order.name)
+            assert not await compute._launcher.claim(order.name)
+            await ends(order, claimed=False)
+
+        await asyncio.gather(before(), after(), *map(between, range(10)))
 
     live(machine, scenario)
 
