@@ -149,7 +149,7 @@ class Compute(Protocol):
         """Remove what the run left in the engine except its log; called after its end is recorded. Silent if absent."""
 
     def logs(self, name: str, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[LogLine]:
-        """The run's log, also while it runs and after `forget`.
+        """The run's log, also while it runs and after `forget`; whole once its end was told.
 
         Args:
             name: the run.

@@ -408,6 +408,36 @@ def test_a_server_that_is_killed_with_runs_in_all_phases(machine: Machine) -> No
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("adopted", [True, False])
+def test_the_log_of_a_run_that_ended_without_a_server_is_whole(machine: Machine, *, adopted: bool) -> None:
+    """The next server tells its end at once, and has yet to fetch what it said."""
+
+    async def scenario() -> None:
+        async with machine.serve(drop=True) as server:
+            order = server.order("echo quick\nexit 5", owner=OWNER)
+            await server.compute.submit(order)
+        looking = await machine.make()
+        assert isinstance(looking, KubernetesCompute)
+
+        async def ended() -> bool:
+            job = await looking.cluster.get(JOB, object_name(order.name), namespace(looking))
+            return bool(job and job.get("status", {}).get("conditions"))
+
+        await until(ended)
+        await looking.stop()
+        async with machine.serve() as server:
+            await server.done(order.name)
+            if adopted:
+                await server.compute.submit(order, adopt=True)
+            forgetting = asyncio.create_task(server.compute.forget(order.name))
+            await asyncio.sleep(0)
+            assert (await server.text(order.name)).count("quick") == 1
+            await forgetting
+            assert (await server.text(order.name)).count("quick") == 1
+
+    asyncio.run(scenario())
+
+
 def test_what_a_user_sees_of_his_pod(machine: Machine) -> None:
     """No keys, no token, no other services (defects 7 and 15, #499, #497); USER 1001 works."""
 

@@ -310,11 +310,10 @@ class KubernetesCompute:
         run = self._runs.get(name)
         if run is None or run.forgotten:
             return
-        if run.log is None and not await self._logs.is_complete(name):
+        if run.log is None:
             # Its end was settled by what a watch said, without anybody having taken it on.
             self._take(run)
-        if run.log is not None:
-            await run.log
+        await self._kept(run)
         run.forgotten = True
         if run.timer:
             run.timer.cancel()
@@ -497,7 +496,6 @@ class KubernetesCompute:
 
     def _take(self, run: Tracked) -> None:
         """Collect the run's log from here on."""
-        run.mine = True
         if run.log is None and not run.is_done:
             run.log = self._spawn(self._collect(run))
         elif run.log is None:
@@ -512,8 +510,22 @@ class KubernetesCompute:
         await collector.finish(growing, words)
 
     async def _collect_late(self, run: Tracked) -> None:
-        if not await self._logs.is_complete(run.name):
+        while True:
+            try:
+                complete = await self._logs.is_complete(run.name)
+            except OscarError as error:
+                log.warning("a log can't be looked for yet", run=run.name, reason=error.message)
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                break
+        if not complete:
             await self._collect(run)
+
+    @staticmethod
+    async def _kept(run: Tracked) -> None:
+        """Wait until the log that this server collects is whole."""
+        if run.log is not None:
+            await asyncio.shield(run.log)  # whoever waits may give up, others want it
 
     async def logs(
         self, name: str, *, follow: bool = False, tail: int | None = None
@@ -524,8 +536,12 @@ class KubernetesCompute:
             run = self._runs.get(name)
             return run is not None and not run.is_done
 
-        known = self._runs.get(name) is not None
-        async for line in self._logs.read(name, going=going if follow else None, known=known, tail=tail):
+        known = self._runs.get(name)
+        if known is not None and known.is_done:
+            # One that had ended before this server came was told at once, and its log is fetched only since.
+            await self._kept(known)
+        lines = self._logs.read(name, going=going if follow else None, known=known is not None, tail=tail)
+        async for line in lines:
             yield line
 
     async def drop_logs(self, name: str) -> None:

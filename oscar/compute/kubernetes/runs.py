@@ -35,10 +35,8 @@ class Tracked:
     job_gone: bool = False
     pod_gone: bool = False
     told: RunState | None = None
-    mine: bool = False
-    """This server was given it, and collects its log."""
     log: asyncio.Task[None] | None = None
-    """Collects and closes the log; done when all is kept."""
+    """Collects and closes the log, when this server was given the run; done when all is kept."""
     timer: asyncio.TimerHandle | None = None
     ending: bool = False
     """It is being ended by us."""
