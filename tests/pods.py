@@ -165,12 +165,12 @@ async def open_exposes(
         await cluster.close()
 
 
-async def kill_pod(site: Site, name: str) -> None:
-    """End a pod at once, from outside."""
+async def kill_pod(site: Site, name: str, *, grace: int | None = 0) -> None:
+    """End a pod from outside: at once, or with None in its own time."""
     cluster = site.cluster()
     try:
         for pod in await cluster.items(kinds.POD, labels=site.names.selector()):
             if pod["metadata"]["name"] == name:
-                await cluster.delete(kinds.POD, name, pod["metadata"]["namespace"], grace=0)
+                await cluster.delete(kinds.POD, name, pod["metadata"]["namespace"], grace=grace)
     finally:
         await cluster.close()

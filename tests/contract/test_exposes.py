@@ -376,6 +376,26 @@ def test_several_replicas_ports_and_logs(place: Place) -> None:
     place.live(scenario)
 
 
+@pytest.mark.parametrize("place", [REAL], indirect=True)
+def test_nobody_waits_for_a_pod_that_was_told_to_go(place: PodPlace, logged: Callable[[], str]) -> None:
+    """It takes all its time for that, and this server may not have heard of it yet."""
+
+    async def scenario(_: Place) -> None:
+        async with place.serve() as exposes:
+            assert isinstance(exposes, PodExposes)
+            await exposes.expose(Exposure(place.service()))
+            [replica] = await ready(exposes)
+            watches = list(exposes._tasks)
+            for watch in watches:
+                watch.cancel()
+            await asyncio.wait(watches)
+            await pods.kill_pod(place._site(), replica.name, grace=None)
+            await exposes.unexpose(OWNER, "web")
+        assert "do not end" not in logged()
+
+    place.live(scenario)
+
+
 @each_engine
 def test_cpu_time_is_seen(place: Place) -> None:
     script = SERVER.replace("exec ", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done\nexec ")

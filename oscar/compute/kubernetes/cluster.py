@@ -234,7 +234,7 @@ class Cluster:
         )
 
     async def delete(
-        self, kind: Kind, name: str, namespace: str = "", *, grace: int | None = None, orphan: bool = False
+        self, kind: Kind, name: str, namespace: str = "", *, grace: int | None = None, version: str = ""
     ) -> bool:
         """Remove an object and, in the background, what it owns; False when there was none.
 
@@ -243,11 +243,16 @@ class Cluster:
             name: which.
             namespace: where.
             grace: seconds that a pod gets to end.
-            orphan: leave what it owns.
+            version: only when it is still the one that was seen.
+
+        Raises:
+            ClusterError: for one; its reason is `Conflict` when the version is another.
         """
-        options: Body = {"propagationPolicy": "Orphan" if orphan else "Background"}
+        options: Body = {"propagationPolicy": "Background"}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
+        if version:
+            options["preconditions"] = {"resourceVersion": version}
         return (
             await self._unless_absent(self.request("DELETE", kind.path(namespace, name), body=options))
             is not None

@@ -162,10 +162,8 @@ class PodExposes:
         shown.exposure = None
         shown.ready = ()
         await self._remove(self._names.namespace_of(owner), service_name)
-        # Those that were told to go before take their time for it, which can't be cut short: nobody waits for them.
-        ending = {name for name, pod in shown.pods.items() if not states.is_leaving(pod)}
-        for name in ending:
-            await self._cluster.delete(POD, name, self._names.namespace_of(owner), grace=1)
+        told = await asyncio.gather(*map(self._end, list(shown.pods.values())))
+        ending = {name for name in told if name}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GONE_S), self._news:
                 await self._news.wait_for(lambda: not ending & set(shown.pods))
@@ -192,14 +190,36 @@ class PodExposes:
         if shown is not None and not (shown.exposure or shown.deployment or shown.pods):
             del self._known[key]
 
+    async def _end(self, pod: Body | None) -> str:
+        """Have a pod end at once, and say its name.
+
+        Nothing of one that was told to go before: it takes all its time for that, which can't be cut short, so nobody
+        waits for it. What we have heard may be older than that; the API server knows.
+        """
+        while pod is not None and not states.is_leaving(pod):
+            meta = pod["metadata"]
+            name, namespace = str(meta["name"]), meta["namespace"]
+            try:
+                there = await self._cluster.delete(
+                    POD, name, namespace, grace=1, version=meta["resourceVersion"]
+                )
+            except ClusterError as error:
+                if error.reason != "Conflict":
+                    raise
+                pod = await self._cluster.get(POD, name, namespace)
+            else:
+                return name if there else ""
+        return ""
+
     async def _remove(self, namespace: str, service_name: str) -> None:
         named = Named.of(service_name)
         await self._routes.remove(service_name, namespace)
         gone: list[tuple[Kind, str]] = [
             (AUTOSCALER, named.autoscaler),
             (SERVICE, named.service),
-            (DEPLOYMENT, named.deployment),
             (SECRET, named.deployment),
+            # The last one: the next start knows by it that there is something to remove.
+            (DEPLOYMENT, named.deployment),
         ]
         for kind, name in gone:
             await self._cluster.delete(kind, name, namespace)
