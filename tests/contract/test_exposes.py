@@ -74,6 +74,11 @@ class Place:
         assert isinstance(exposes, LocalExposes)
         await exposes._engine.kill(name)
 
+    async def gone(self, replica: Replica) -> None:
+        """Make sure that a replica of a service that was removed has ended."""
+        with pytest.raises(OSError):
+            await ask(replica)
+
     def service(self, script: str = SERVER, **fields: Any) -> Service:
         expose = {"api_port": 8080, "max_scale": 1, **fields.pop("expose", {})}
         data: dict[str, Any] = {
@@ -109,19 +114,25 @@ class PodPlace(Place):
 
     @contextlib.asynccontextmanager
     async def serve(self, *, drain: float = 5.0) -> AsyncIterator[Exposing]:
-        async with pods.open_exposes(self._site(), drain=drain) as exposes:
+        async with pods.open_exposes(self.there, drain=drain) as exposes:
             yield exposes
 
     async def kill(self, exposes: Exposing, name: str) -> None:
-        await pods.kill_pod(self._site(), name)
+        await pods.kill_pod(self.there, name)
+
+    async def gone(self, replica: Replica) -> None:
+        # The cluster may have told it to go before we did, so that it takes its time.
+        await end_of(replica)
 
     async def _live(self, scenario: Callable[[Place], Awaitable[None]]) -> None:
         try:
             await scenario(self)
         finally:
-            await self._site().clean()
+            await self.there.clean()
 
-    def _site(self) -> pods.Site:
+    @property
+    def there(self) -> pods.Site:
+        """Its cluster."""
         assert self.site is not None
         return self.site
 
@@ -173,6 +184,15 @@ async def ask(replica: Replica, path: str = "/", port: int = 8080) -> str:
     return await asyncio.to_thread(fetch)
 
 
+async def end_of(replica: Replica) -> None:
+    """Wait until it does not answer any more."""
+    async with asyncio.timeout(120):
+        with contextlib.suppress(OSError):
+            while True:
+                await ask(replica)
+                await asyncio.sleep(0.05)
+
+
 @everywhere
 def test_a_server_is_started_and_answers(place: Place) -> None:
     async def scenario(_: Place) -> None:
@@ -193,8 +213,7 @@ def test_a_server_is_started_and_answers(place: Place) -> None:
             await exposes.unexpose(OWNER, "web")
             await exposes.unexpose(OWNER, "web")
             assert exposes.replicas(OWNER, "web") == ()
-            with pytest.raises(OSError):
-                await ask(replica)
+            await place.gone(replica)
             with pytest.raises(RunNotFound):
                 [line async for line in exposes.deployment_logs(OWNER, "web")]
 
@@ -231,8 +250,7 @@ def test_replicas_outlive_the_server(place: Place) -> None:
         async with place.serve() as exposes:
             # The service was deleted while no server was there to see it.
             await exposes.keep([])
-            with pytest.raises(OSError):
-                await ask(before)
+            await place.gone(before)
 
     place.live(scenario)
 
@@ -273,13 +291,7 @@ def test_a_new_definition_rolls_over(place: Place) -> None:
             [now] = await ready(exposes)
             assert now is not old
             old.leave()
-            async with asyncio.timeout(120):
-                while True:
-                    try:
-                        await ask(old)
-                    except OSError:
-                        break
-                    await asyncio.sleep(0.05)
+            await end_of(old)
             assert await ask(now) == "two"
 
     place.live(scenario)
@@ -372,26 +384,6 @@ def test_several_replicas_ports_and_logs(place: Place) -> None:
             fewer = {"min_scale": 1, "max_scale": 1, "api_port": [8080, 9090]}
             await exposes.expose(Exposure(place.service(script, expose=fewer)))
             await ready(exposes, 1)
-
-    place.live(scenario)
-
-
-@pytest.mark.parametrize("place", [REAL], indirect=True)
-def test_nobody_waits_for_a_pod_that_was_told_to_go(place: PodPlace, logged: Callable[[], str]) -> None:
-    """It takes all its time for that, and this server may not have heard of it yet."""
-
-    async def scenario(_: Place) -> None:
-        async with place.serve() as exposes:
-            assert isinstance(exposes, PodExposes)
-            await exposes.expose(Exposure(place.service()))
-            [replica] = await ready(exposes)
-            watches = list(exposes._tasks)
-            for watch in watches:
-                watch.cancel()
-            await asyncio.wait(watches)
-            await pods.kill_pod(place._site(), replica.name, grace=None)
-            await exposes.unexpose(OWNER, "web")
-        assert "do not end" not in logged()
 
     place.live(scenario)
 

@@ -91,7 +91,7 @@ class PodExposes:
         self._known: dict[tuple[str, str], Shown] = defaultdict(Shown)
         """By digest of the owner, and name of the service."""
         self._complete = asyncio.Event()
-        self._listed = asyncio.Event()
+        self._listed = {kind: asyncio.Event() for kind in (DEPLOYMENT, POD)}
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = telemetry.get("exposed")
@@ -102,7 +102,8 @@ class PodExposes:
         """Find what an earlier server has exposed."""
         self._spawn(self._watch(DEPLOYMENT, self._deployments), "watch of exposed services")
         self._spawn(self._watch(POD, self._pods), "watch of replicas")
-        await self._listed.wait()
+        for listed in self._listed.values():
+            await listed.wait()
 
     async def stop(self) -> None:
         """Let go; pods go on."""
@@ -191,10 +192,10 @@ class PodExposes:
             del self._known[key]
 
     async def _end(self, pod: Body | None) -> str:
-        """Have a pod end at once, and say its name.
+        """Have a pod end at once, and say its name: nothing when it is gone, or was told to go before.
 
-        Nothing of one that was told to go before: it takes all its time for that, which can't be cut short, so nobody
-        waits for it. What we have heard may be older than that; the API server knows.
+        That one takes all its time, as the kubelet does not cut short a preStop sleep. The cluster itself may have told
+        it, a moment after we had its Deployment removed, so that only the API server knows who was first.
         """
         while pod is not None and not states.is_leaving(pod):
             meta = pod["metadata"]
@@ -306,8 +307,8 @@ class PodExposes:
     async def _watch(self, kind: Kind, take: Callable[[Listed | Changed | Gone], Iterable[Shown]]) -> None:
         async for news in self._cluster.follow(kind, labels=self._names.selector(EXPOSED)):
             touched = take(news)
-            if kind is POD and isinstance(news, Listed):
-                self._listed.set()
+            if isinstance(news, Listed):
+                self._listed[kind].set()
             await self._tell(touched)
 
     def _touched(self, item: Body) -> Shown | None:
