@@ -43,6 +43,7 @@ async def content(machine: Machine, key: str) -> bytes:
     return target.read_bytes()
 
 
+@pytest.mark.brief
 def test_a_run_stores_its_results(machine: Machine) -> None:
     folder = uuid.uuid4().hex
 
@@ -61,6 +62,7 @@ def test_a_run_stores_its_results(machine: Machine) -> None:
     live(machine, scenario)
 
 
+@pytest.mark.brief
 def test_a_failing_script_has_its_exit_code_and_stores_nothing(machine: Machine) -> None:
     folder = uuid.uuid4().hex
 
@@ -125,6 +127,7 @@ def test_cancelling_nothing_is_silent(machine: Machine) -> None:
     live(machine, scenario)
 
 
+@pytest.mark.brief
 def test_the_same_name_twice_is_one_run(machine: Machine) -> None:
     async def scenario(server: Server) -> None:
         order = server.order("echo once")
@@ -174,6 +177,7 @@ def test_a_running_script_is_found_by_the_next_server(machine: Machine, *, drop:
     asyncio.run(scenario())
 
 
+@pytest.mark.brief
 def test_a_script_that_ended_meanwhile_is_settled_by_the_next_server(machine: Machine) -> None:
     async def scenario() -> None:
         async with machine.serve(drop=True) as server:

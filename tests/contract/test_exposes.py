@@ -255,6 +255,7 @@ def test_replicas_outlive_the_server(place: Place) -> None:
     place.live(scenario)
 
 
+@pytest.mark.brief
 @everywhere
 def test_a_dead_replica_is_replaced(place: Place) -> None:
     async def scenario(_: Place) -> None:
@@ -297,6 +298,7 @@ def test_a_new_definition_rolls_over(place: Place) -> None:
     place.live(scenario)
 
 
+@pytest.mark.brief
 @everywhere
 def test_a_restart_replaces_and_a_stop_ends(place: Place) -> None:
     async def scenario(_: Place) -> None:

@@ -24,6 +24,7 @@ def place(site: pods.Site, tmp_path: Path) -> PodPlace:
     return PodPlace("kubernetes", tmp_path, pods.BUSYBOX, None, cpu=pods.CPU, site=site)
 
 
+@pytest.mark.brief
 def test_nobody_waits_for_a_pod_that_was_told_to_go(place: PodPlace, logged: Callable[[], str]) -> None:
     """It takes all its time for that, and this server may not have heard of it yet."""
 

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.parametrize("street", ["process", *CONTAINERS, REAL], i
 # What goes in.
 
 
+@pytest.mark.brief
 def test_json_comes_verbatim(street: Street) -> None:
     body = b'{"a":  "two  spaces *",\n "b": [1, 2]}'
 
@@ -168,6 +169,7 @@ def test_nothing_of_a_request_is_left_for_the_next(street: Street) -> None:
     street.live(scenario)
 
 
+@pytest.mark.brief
 def test_a_failing_script_answers_with_its_code_and_print(street: Street) -> None:
     async def scenario(house: House) -> None:
         service = house.service('echo trouble; echo x > "$TMP_OUTPUT_DIR/file"; exit 7')

@@ -48,6 +48,7 @@ def test_a_worker_that_dies_idle_is_replaced(street: Street) -> None:
     street.live(scenario)
 
 
+@pytest.mark.brief
 @everywhere
 def test_a_worker_that_dies_with_a_request_fails_it_and_the_next_works(street: Street) -> None:
     async def scenario(house: House) -> None:

@@ -81,6 +81,7 @@ async def evict(compute: KubernetesCompute, place: str) -> None:
     )
 
 
+@pytest.mark.brief
 def test_a_pod_that_is_evicted_while_its_script_runs_is_not_run_again(machine: Machine) -> None:
     async def scenario(server: Server, compute: KubernetesCompute) -> None:
         order = server.order("echo begun\nsleep 300", owner=OWNER)
@@ -147,6 +148,7 @@ def test_a_job_that_is_deleted_by_hand_is_told(machine: Machine) -> None:
     live(machine, scenario)
 
 
+@pytest.mark.brief
 def test_a_second_pod_of_the_same_run_does_not_start_the_script(machine: Machine) -> None:
     """As after a restore of etcd, or when a Job was deleted and made again: the mark in the own store holds."""
 
@@ -316,6 +318,7 @@ def test_a_namespace_that_is_deleted_by_hand_is_put_back(machine: Machine) -> No
     live(machine, scenario)
 
 
+@pytest.mark.brief
 def test_what_was_deleted_by_hand_is_put_back_and_nothing_of_others_is_removed(machine: Machine) -> None:
     async def scenario(server: Server, compute: KubernetesCompute) -> None:
         service = server.order("true", owner=OWNER, image_prefetch=True).service
@@ -360,6 +363,7 @@ def test_without_a_record_of_the_first_start_there_is_no_engine(machine: Machine
     live(machine, scenario)
 
 
+@pytest.mark.brief
 def test_a_namespace_of_another_installation_is_refused(machine: Machine) -> None:
     async def scenario(server: Server, compute: KubernetesCompute) -> None:
         place = namespace(compute, "bob")
@@ -408,6 +412,7 @@ def test_a_server_that_is_killed_with_runs_in_all_phases(machine: Machine) -> No
     asyncio.run(scenario())
 
 
+@pytest.mark.brief
 @pytest.mark.parametrize("adopted", [True, False])
 def test_the_log_of_a_run_that_ended_without_a_server_is_whole(machine: Machine, *, adopted: bool) -> None:
     """The next server tells its end at once, and has yet to fetch what it said."""
@@ -438,6 +443,7 @@ def test_the_log_of_a_run_that_ended_without_a_server_is_whole(machine: Machine,
     asyncio.run(scenario())
 
 
+@pytest.mark.brief
 def test_what_a_user_sees_of_his_pod(machine: Machine) -> None:
     """No keys, no token, no other services (defects 7 and 15, #499, #497); USER 1001 works."""
 
@@ -507,6 +513,7 @@ def test_quotas_of_the_cluster_hold_runs_back_and_others_go_on(kubernetes_limite
     live(kubernetes_limited, scenario)
 
 
+@pytest.mark.brief
 def test_a_run_without_a_place_is_withdrawn_and_never_begins(machine: Machine) -> None:
     async def scenario(server: Server, compute: KubernetesCompute) -> None:
         order = server.order("echo begun", owner=OWNER, cpu="900")
