@@ -15,6 +15,7 @@ from benchmarks import (
     federation,
     intake,
     kubernetes,
+    kubernetes_jobs,
     kubernetes_size,
     lists,
     metrics,
@@ -38,6 +39,7 @@ PARTS: dict[str, Callable[..., Coroutine[Any, Any, list[Row]]]] = {
     "federation": federation.run,
     "start": start.run,
     "kubernetes": kubernetes.run,
+    "kubernetes-jobs": kubernetes_jobs.run,
     "kubernetes-size": kubernetes_size.run,
 }
 

@@ -1,31 +1,27 @@
-"""The engine for Kubernetes, on a real cluster, against what the same cluster does without us.
+"""The engine for Kubernetes, on a real cluster, against what the same cluster does without us: calls, and new services.
 
-`run` needs a cluster (`KUBECONFIG`; `tests.cluster` starts one) whose nodes have the server's image, and reach this
-machine at `OSCAR_TEST_HOST`. It starts the real server (`oscar serve`) here. Floors, taken in the same run and in
-turns: a plain pod that runs the same script for each request (busybox's httpd), for calls; a bare pod from its making
-to its first answer, for the first call.
+Floors, taken in the same run and in turns: a plain pod that runs the same script for each request (busybox's httpd),
+for calls; a bare pod from its making to its first answer, for the first call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from benchmarks import on_cluster
 from benchmarks.client import Client, repeat
 from benchmarks.figures import Row, median, row, share
 from oscar.compute.kubernetes import kinds
-from oscar.compute.kubernetes.cluster import Cluster, config
+from oscar.compute.kubernetes.cluster import Cluster
 from tests import server
-from tests.pods import BUSYBOX, SERVER
+from tests.pods import BUSYBOX
 
 SCRIPT = 'read -r line < "$INPUT_FILE_PATH"; echo "$line"\n'
 BODY = b'{"greeting": "hello"}\n'
@@ -52,31 +48,15 @@ exec busybox httpd -f -p 8080 -h /www
 
 async def run(*, quick: bool = False) -> list[Row]:
     """Rows of the benchmark; none without a cluster."""
-    kubeconfig, host = os.environ.get("KUBECONFIG"), os.environ.get("OSCAR_TEST_HOST")
-    if not (kubeconfig and host):
+    if not on_cluster.there():
         return []
-    cluster = Cluster(config(Path(kubeconfig)))
-    try:
-        with tempfile.TemporaryDirectory(prefix="oscar-kubernetes-") as place:
-            settings = {
-                "OSCAR_ENGINE": "kubernetes",
-                "KUBECONFIG": kubeconfig,
-                "OSCAR_HOST": host,
-                "OSCAR_IMAGE": SERVER,
-                "OSCAR_SERVICES_NAMESPACE": f"oscar-bench-{uuid.uuid4().hex[:6]}",
-                "OSCAR_WORKER_IDLE_SECONDS": "2",
-                "KUEUE_ENABLE": "false",
-            }
-            with server.running(Path(place) / "data", **settings) as at:
-                try:
-                    rows = await _creates(at, CREATES // 10 if quick else CREATES)
-                    rows += await _calls(cluster, at, CALLS // 10 if quick else CALLS, 1 if quick else COLD)
-                finally:
-                    await asyncio.to_thread(_delete, at, "bench")
-            await cluster.delete(kinds.NAMESPACE, settings["OSCAR_SERVICES_NAMESPACE"])
-            return rows
-    finally:
-        await cluster.close()
+    async with on_cluster.platform(OSCAR_WORKER_IDLE_SECONDS="2") as (cluster, at):
+        try:
+            rows = await _creates(at, CREATES // 10 if quick else CREATES)
+            rows += await _calls(cluster, at, CALLS // 10 if quick else CALLS, 1 if quick else COLD)
+        finally:
+            await asyncio.to_thread(_delete, at, "bench")
+        return rows
 
 
 async def _creates(at: server.Server, count: int) -> list[Row]:
