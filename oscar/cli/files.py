@@ -17,15 +17,9 @@ from oscar.cli.output import JsonOption
 from oscar.cli.session import ClusterOption, ConfigOption, aliases, client, run
 from oscar.client import Client, Storage, Stored
 from oscar.errors import Misuse, Unsupported
+from oscar.model.provider import OWN_STORE, ProviderRef, ProviderType, parse_provider
 from oscar.model.service import Service, parse_service
-from oscar.model.storage import (
-    OWN_STORE,
-    MinIOProvider,
-    ProviderRef,
-    ProviderType,
-    S3Provider,
-    parse_provider,
-)
+from oscar.model.storage import MinIOProvider, S3Provider
 
 AT_ONCE = 4
 """Files under way together."""

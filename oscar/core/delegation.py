@@ -28,7 +28,7 @@ from oscar.model.event import Event, Source, decode, delegate
 from oscar.model.federation import Delegation as Policy
 from oscar.model.federation import Replica
 from oscar.model.job import Job, JobState, RetryPolicy, Trouble, backoff, judge
-from oscar.model.storage import DEFAULT_PROVIDER
+from oscar.model.provider import DEFAULT_PROVIDER
 from oscar.model.trace import Place
 from oscar.state.delegations import Delegation
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from oscar.model.fields import fold_keys
+from oscar.model.provider import DEFAULT_PROVIDER
 from oscar.model.service import Environment, Service
-from oscar.model.storage import DEFAULT_PROVIDER, StorageProviders
+from oscar.model.storage import StorageProviders
 
 _OF_THE_SERVER = ("token", "owner", "namespace", "bucket_list", "deployment", "volume_status", "cluster_id")
 _HIDDEN = {"", "hidden"}

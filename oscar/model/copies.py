@@ -20,8 +20,9 @@ from oscar.model.federation import (
     Replica,
     Topology,
 )
+from oscar.model.provider import DEFAULT_PROVIDER, OWN_STORE, ProviderType, parse_provider
 from oscar.model.service import Service, definition
-from oscar.model.storage import DEFAULT_PROVIDER, OWN_STORE, MinIOProvider, ProviderType, parse_provider
+from oscar.model.storage import MinIOProvider
 
 COPY_VERSION = "oscar.grycap/federation-version"
 """Annotation of a copy, ours: how new it is, so that a change that comes late undoes no later one."""

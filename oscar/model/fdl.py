@@ -16,14 +16,9 @@ from oscar.errors import BadRequest, InvalidField
 from oscar.model.documents import parse_json, parse_yaml
 from oscar.model.federation import from_legacy
 from oscar.model.fields import fold_keys
+from oscar.model.provider import DEFAULT_PROVIDER, ProviderType, parse_provider
 from oscar.model.service import Service, parse_service, unknown_fields
-from oscar.model.storage import (
-    DEFAULT_PROVIDER,
-    MinIOProvider,
-    ProviderType,
-    StorageProviders,
-    parse_provider,
-)
+from oscar.model.storage import MinIOProvider, StorageProviders
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from oscar.model.federation import REFRESH_TOKEN
+from oscar.model.provider import DEFAULT_PROVIDER
 from oscar.model.service import Service
-from oscar.model.storage import DEFAULT_PROVIDER
 
 HIDDEN = "hidden"
 """What definitions show for the keys of the platform's own store, as OSCAR does."""

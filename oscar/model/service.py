@@ -50,16 +50,9 @@ from oscar.model.fields import unknown_fields as unknown_fields_of
 from oscar.model.job import RetryPolicy
 from oscar.model.mount import flags as mount_flags
 from oscar.model.object import Visibility
+from oscar.model.provider import DEFAULT_PROVIDER, OWN_STORE, ProviderRef, ProviderType
 from oscar.model.serving import Expose, Kserve, ServiceVolume, Synchronous
-from oscar.model.storage import (
-    DEFAULT_PROVIDER,
-    OWN_STORE,
-    MinIOProvider,
-    ProviderRef,
-    ProviderType,
-    StorageIOConfig,
-    StorageProviders,
-)
+from oscar.model.storage import MinIOProvider, StorageIOConfig, StorageProviders
 
 NAME_LENGTH = 39
 RESERVED_NAMES = frozenset({"breakdown", "user"})

@@ -7,48 +7,12 @@ names are those of `types.StorageProviders` and `types.StorageIOConfig` in the A
 from __future__ import annotations
 
 import re
-from enum import StrEnum
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator
 
 from oscar.model.fields import Model, Name, Seconds, Text, refuse
-
-DEFAULT_PROVIDER = "default"
-"""The id of the platform's own store, and the id of a provider string that names none."""
-
-
-class ProviderType(StrEnum):
-    """The kinds of storage."""
-
-    MINIO = "minio"
-    S3 = "s3"
-    ONEDATA = "onedata"
-    WEBDAV = "webdav"
-    RUCIO = "rucio"
-
-
-class ProviderRef(NamedTuple):
-    """A provider string taken apart: `minio.default` is (MINIO, "default")."""
-
-    type: ProviderType
-    id: str
-
-    def __str__(self) -> str:
-        return f"{self.type}.{self.id}"
-
-
-OWN_STORE = ProviderRef(ProviderType.MINIO, DEFAULT_PROVIDER)
-"""The platform's own object store."""
-
-
-def parse_provider(text: str) -> ProviderRef | None:
-    """`type[.id]` with the type in any case and `default` for a missing id; None for an unknown type."""
-    kind, _, name = text.strip().partition(".")
-    try:
-        return ProviderRef(ProviderType(kind.lower()), name.strip() or DEFAULT_PROVIDER)
-    except ValueError:
-        return None
+from oscar.model.provider import OWN_STORE, ProviderRef, ProviderType, parse_provider
 
 
 class MinIOProvider(Model):

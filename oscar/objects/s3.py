@@ -19,10 +19,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
-import httpx2
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
@@ -31,9 +30,15 @@ from oscar.errors import Forbidden, NoAnswer, NotFound, ObjectNotFound, OscarErr
 from oscar.model.object import Producer
 from oscar.model.record import HOPS_METADATA, PRODUCER_METADATA
 from oscar.objects.base import Found
-from oscar.objects.gate import Gate
-from oscar.objects.s3_calls import S3Calls, refusal
 from oscar.objects.s3_signing import Site, presign
+from oscar.objects.s3_words import refusal
+
+if TYPE_CHECKING:
+    import httpx2
+    from obstore import ObjectMeta
+
+    from oscar.objects.gate import Gate
+    from oscar.objects.s3_calls import S3Calls
 
 AMAZON = "https://s3.{region}.amazonaws.com"
 DEFAULT_REGION = "us-east-1"
@@ -97,7 +102,7 @@ class S3Store:
             virtual_host=virtual_host,
         )
         self._gate = gate
-        self._calls = S3Calls(self._site, gate.reach if gate else None)
+        self._opened: S3Calls | None = None
         self._buckets: dict[str, Bucket] = {}
 
     def __repr__(self) -> str:
@@ -105,7 +110,8 @@ class S3Store:
 
     async def close(self) -> None:
         """End its connections."""
-        await self._calls.close()
+        if self._opened is not None:
+            await self._opened.close()
         self._buckets.clear()
 
     async def download(self, bucket: str, key: str, path: Path) -> Found:
@@ -160,10 +166,17 @@ class S3Store:
     async def _written_by(self, producer: Producer, bucket: str, key: str) -> Found | None:
         """What that job has stored under the key before; None when it hasn't, or when keys may only write."""
         try:
-            found, metadata = await self.metadata(bucket, key)
+            found, metadata = await self._described(bucket, key)
         except (NotFound, Forbidden):
             return None
         return found if metadata.get(PRODUCER_METADATA) == producer.job_id else None
+
+    async def _described(self, bucket: str, key: str) -> tuple[Found, Mapping[str, Any]]:
+        if not self._by_obstore(key):
+            return await self.metadata(bucket, key)
+        with self._translated(bucket, key):
+            got = await obstore.get_async(await self._bucket(bucket), key, options={"head": True})
+            return _known(key, got.meta), got.attributes
 
     async def metadata(self, bucket: str, key: str) -> tuple[Found, dict[str, str]]:
         """The object with its user metadata, names in lower case.
@@ -255,14 +268,11 @@ class S3Store:
             with path.open("xb") as file:
                 async for piece in got.stream(min_chunk_size=PIECE):
                     await asyncio.to_thread(file.write, piece)
-        return Found(
-            key=key,
-            size=meta["size"],
-            etag=(meta["e_tag"] or "").strip('"'),
-            modified=int(meta["last_modified"].timestamp() * 1000),
-        )
+        return _known(key, meta)
 
     async def _fetch_odd(self, bucket: str, key: str, path: Path) -> Found:
+        import httpx2
+
         async with self._calls.stream(bucket, key) as response:
             try:
                 with path.open("xb") as file:
@@ -291,6 +301,15 @@ class S3Store:
         }
         response = await self._calls.put_file(bucket, key, path, size, headers)
         return response.headers.get("etag", "")
+
+    @property
+    def _calls(self) -> S3Calls:
+        if self._opened is None:
+            # Its library takes long to load, and most stores are never asked by hand.
+            from oscar.objects.s3_calls import S3Calls
+
+            self._opened = S3Calls(self._site, self._gate.reach if self._gate else None)
+        return self._opened
 
     def _by_obstore(self, key: str) -> bool:
         # Only TLS goes through the gate; the rest is for the other client, up to 5 GiB a file.
@@ -363,6 +382,15 @@ class S3Store:
         reasons = _QUOTED.findall(inner) or [" ".join(names) for names in _NESTED.findall(inner)]
         why = reasons[-1] if reasons else said.strip()
         return NoAnswer(f"no answer from {self._site.host}: {why}")
+
+
+def _known(key: str, meta: ObjectMeta) -> Found:
+    return Found(
+        key=key,
+        size=meta["size"],
+        etag=(meta["e_tag"] or "").strip('"'),
+        modified=int(meta["last_modified"].timestamp() * 1000),
+    )
 
 
 def _found(key: str, response: httpx2.Response) -> Found:

@@ -8,8 +8,7 @@ contract with function authors, docs/scripts.md. Pure, but for this machine's na
 from __future__ import annotations
 
 import socket
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -18,20 +17,12 @@ import yaml
 from oscar.errors import BadRequest
 from oscar.model.event import Event, EventKind, Record, Source, decode, matches
 from oscar.model.federation import ORIGIN_CLUSTER
+from oscar.model.provider import DEFAULT_PROVIDER, OWN_STORE, ProviderRef, ProviderType, parse_provider
 from oscar.model.record import can_be_stored
 from oscar.model.secrets import without_refresh_token, without_secrets
 from oscar.model.service import RESERVED_ENVIRONMENT, Service
-from oscar.model.storage import (
-    DEFAULT_PROVIDER,
-    OWN_STORE,
-    OnedataProvider,
-    ProviderRef,
-    ProviderType,
-    RucioProvider,
-    StorageIOConfig,
-    WebDavProvider,
-    parse_provider,
-)
+from oscar.model.storage import OnedataProvider, RucioProvider, StorageIOConfig, WebDavProvider
+from oscar.supervisor.moves import Download, InputFile, Moves, Output, event_file
 
 LARGEST_EVENT = 64 * 1024
 """Bytes of an event that still travels in the variable EVENT; the kernel allows 128 KiB for one variable."""
@@ -51,62 +42,12 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Download:
-    """An object to fetch; `name` is its path below the input folder."""
-
-    provider: str
-    bucket: str
-    key: str
-    name: str
-    url: str = field(default="", repr=False)
-    """Where the delegating cluster lets it be read without keys; else it comes from the provider."""
-
-
-@dataclass(frozen=True, slots=True)
-class InputFile:
-    """A file to write; `path` is relative to the work folder."""
-
-    path: str
-    content: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A place for results; `folder` is below the bucket, without slashes at its ends.
-
-    The bucket is the space for Onedata, the scope for Rucio, and empty for WebDAV, as in `model.record.Record`.
-    """
-
-    provider: str
-    bucket: str
-    folder: str
-    prefixes: tuple[str, ...] = ()
-    suffixes: tuple[str, ...] = ()
-
-    def takes(self, name: str) -> bool:
-        """Whether a file belongs here: any of the prefixes (if given) and any of the suffixes (if given)."""
-        return (not self.prefixes or name.startswith(self.prefixes)) and (
-            not self.suffixes or name.endswith(self.suffixes)
-        )
-
-    def key(self, name: str) -> str:
-        """The key of a file with that path below the output folder."""
-        return f"{self.folder}/{name}" if self.folder else name
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Moves):
     """All that happens around one run of a script."""
 
     event: Event
-    downloads: tuple[Download, ...]
-    files: tuple[InputFile, ...]
-    outputs: tuple[Output, ...]
     environment: Mapping[str, str] = field(repr=False)
     mode: Mode
-    work: str
-    """Where the script sees the work folder."""
-    log_level: str
 
     @property
     def answers(self) -> bool:
@@ -191,25 +132,6 @@ def function_config(service: Service) -> str:
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
 
 
-def outputs(plan: Plan, names: Iterable[str]) -> list[tuple[str, str, str, str]]:
-    """Where files go.
-
-    Args:
-        plan: of the run.
-        names: paths below the output folder.
-
-    Returns:
-        For each file and each output that takes it: name, provider, bucket, key; each target once.
-    """
-    targets = {
-        (output.provider, output.bucket, output.key(name)): name
-        for name in names
-        for output in plan.outputs
-        if output.takes(name)
-    }
-    return [(name, *target) for target, name in targets.items()]
-
-
 def is_own(service: Service, ref: ProviderRef) -> bool:
     """Whether a provider is this platform's own store.
 
@@ -229,9 +151,7 @@ def _carries_store(service: Service) -> bool:
 def _files(event: Event, mode: Mode, job_id: str) -> tuple[InputFile, ...]:
     files = []
     if event.content is not None:
-        # Made from the job's id: a stage-in that goes on after a crash must not leave two of them.
-        name = uuid.uuid5(uuid.NAMESPACE_OID, job_id)
-        files.append(InputFile(f"in/event-file-{name}", event.content))
+        files.append(event_file(job_id, event.content))
     # A job's engine writes the event into `config`; warm workers share that folder between calls.
     if mode is Mode.SYNC and event.content is not event.payload:
         files.append(InputFile("event", event.payload))

@@ -3,6 +3,9 @@
 Started by the pods that `compute.kubernetes` makes. The folder of the run is shared with the user's container, which
 sees its `work` and, read-only, its `config`. Ends with 0, or 1 and a `Report` that says why; what it says goes to
 its own log as well. Memory does not grow with the size of files.
+
+Each run waits for the start of two such containers, so that what is loaded here counts: no pydantic, and libraries for
+other stores than the own one only when the run has business there.
 """
 
 from __future__ import annotations
@@ -13,23 +16,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
-from oscar.errors import OscarError, StorageError
+from oscar.errors import BadRequest, OscarError, StorageError
+from oscar.model.event import decode
 from oscar.model.job import Trouble, trouble_of
 from oscar.model.object import Producer
-from oscar.model.service import Service
-from oscar.objects.reach import reach_of
 from oscar.objects.s3 import S3Store
-from oscar.supervisor.order import PAYLOAD, SCRIPT, WITHDRAWN, Order, Report, read_order
-from oscar.supervisor.plan import Plan, function_config, plan
-from oscar.supervisor.providers import Clients, Providers
-from oscar.supervisor.stage import stage_in, stage_out
+from oscar.supervisor import asking
+from oscar.supervisor.asking import Answer
+from oscar.supervisor.moves import event_file
+from oscar.supervisor.order import CONFIG, PAYLOAD, SCRIPT, WITHDRAWN, Order, Report, read_order
+from oscar.supervisor.stage import Stores, stage_in, stage_out
 
 ROOT = Path("/oscar")
 """The run's folder, in the staging containers and in the user's."""
@@ -43,7 +45,6 @@ MESSAGE = Path("/dev/termination-log")
 _PAUSES = (1.0, 4.0, 15.0)
 """Seconds before results are stored once more: the script may have worked for hours."""
 _TRIES = 5
-_TIMEOUT_S = 30.0
 
 
 class StartedTwice(OscarError):
@@ -104,24 +105,24 @@ async def before(order: Order, root: Path, folder: Path, say: Callable[[str], No
 
     Raises:
         StartedTwice: another pod, or this one before, has begun the run.
+        BadRequest: its payload is wrong.
     """
     if (root / STARTED).exists():
         raise StartedTwice
-    async with httpx2.AsyncClient(timeout=_TIMEOUT_S, verify=order.own.verify, trust_env=False) as web:
-        if order.marker is not None:
-            await _mark(web, order, os.environ.get(POD, ""))
-        payload = await _body(web, folder / PAYLOAD, order.payload_url)
-        script = await _body(web, folder / SCRIPT, order.script_url)
-    service = order.service.model_copy(update={"script": script.decode("utf-8", "surrogateescape")})
-    planned = _plan(order, payload, root)
+    await _mark(order, os.environ.get(POD, ""))
+    if order.fault:
+        raise BadRequest(order.fault)
+    bodies = {name: await _body(order, folder, name) for name in (PAYLOAD, SCRIPT, CONFIG)}
     for name, mode in (("work", 0o777), ("config", 0o755), ("state", 0o777)):
         (root / name).mkdir(exist_ok=True)
         # Not by mkdir's mode, which the umask cuts: the users of images are anybody.
         (root / name).chmod(mode)
-    await asyncio.to_thread(_furnish, root / "config", service, payload, script)
-    async with _providers(order) as providers:
-        await stage_in(planned, root / "work", providers, say)
-    if not script:
+    await asyncio.to_thread(_furnish, root / "config", bodies)
+    content = decode(bodies[PAYLOAD]).content
+    files = () if content is None else (event_file(order.job_id, content),)
+    async with _stores(order) as stores:
+        await stage_in(replace(order.moves, files=files), root / "work", stores, say)
+    if not bodies[SCRIPT]:
         # The image's own command runs, which can't make the mark itself.
         (root / STARTED).touch(exist_ok=False)
 
@@ -129,12 +130,11 @@ async def before(order: Order, root: Path, folder: Path, say: Callable[[str], No
 async def after(order: Order, root: Path, folder: Path, say: Callable[[str], None]) -> None:
     """Everything after it."""
     del folder
-    planned = _plan(order, await asyncio.to_thread((root / "config/event").read_bytes), root)
     producer = Producer.of(order.job_id, order.hops, order.trace)
-    async with _providers(order) as providers:
+    async with _stores(order) as stores:
         for pause in (*_PAUSES, None):
             try:
-                await stage_out(planned, root / "work", providers, say, producer)
+                await stage_out(order.moves, root / "work", stores, say, producer)
             except OscarError as error:
                 if pause is None or trouble_of(error) is not Trouble.OUR:
                     raise
@@ -144,63 +144,82 @@ async def after(order: Order, root: Path, folder: Path, say: Callable[[str], Non
                 return
 
 
-def _plan(order: Order, payload: bytes, root: Path) -> Plan:
-    return plan(order.service, payload, job_id=order.job_id, root=str(root))
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """Stores of a run that needs none but the platform's own."""
+
+    store: S3Store
+
+    def open(self, provider: str) -> S3Store:
+        """See `Stores.open`."""
+        del provider
+        return self.store
 
 
 @contextlib.asynccontextmanager
-async def _providers(order: Order) -> AsyncIterator[Providers]:
-    own = S3Store(
-        order.own.endpoint,
-        order.own.access_key,
-        order.own.secret_key,
-        order.own.region,
-        verify=order.own.verify,
-    )
-    clients = Clients(reach_of(order.hosts))
+async def _stores(order: Order) -> AsyncIterator[Stores]:
+    keys = order.own
+    own = S3Store(keys.endpoint, keys.access_key, keys.secret_key, keys.region, verify=keys.verify)
     try:
-        yield Providers(order.service, own, clients)
+        if order.definition is None:
+            yield _Own(own)
+            return
+        from oscar.model.service import Service
+        from oscar.objects.reach import reach_of
+        from oscar.supervisor.providers import Clients, Providers
+
+        clients = Clients(reach_of(order.hosts))
+        try:
+            yield Providers(Service.model_validate(order.definition), own, clients)
+        finally:
+            await clients.close()
     finally:
-        await clients.close()
         await own.close()
 
 
-def _furnish(config: Path, service: Service, payload: bytes, script: bytes) -> None:
-    files = {"function_config.yaml": function_config(service).encode(), "event": payload}
-    if script:
-        files["script.sh"] = script
+def _furnish(config: Path, bodies: Mapping[str, bytes]) -> None:
+    files = {"function_config.yaml": bodies[CONFIG], "event": bodies[PAYLOAD]}
+    if bodies[SCRIPT]:
+        files["script.sh"] = bodies[SCRIPT]
     for name, content in files.items():
         (config / name).write_bytes(content)
         (config / name).chmod(0o755 if name.endswith(".sh") else 0o644)
 
 
-async def _body(web: httpx2.AsyncClient, path: Path, url: str) -> bytes:
-    if not url:
-        return await asyncio.to_thread(path.read_bytes) if path.exists() else b""
-    return (await _insist(lambda: web.get(url))).content
+async def _body(order: Order, folder: Path, name: str) -> bytes:
+    if name in order.urls:
+        return (await _insist(order, "GET", order.urls[name])).body
+    path = folder / name
+    return await asyncio.to_thread(path.read_bytes) if path.exists() else b""
 
 
-async def _mark(web: httpx2.AsyncClient, order: Order, pod: str) -> None:
+async def _mark(order: Order, pod: str) -> None:
     """Say durably that this pod does the run; another one has no business with it then."""
     marker = order.marker
-    assert marker is not None  # noqa: S101 - narrows the type
+    if marker is None:
+        return
     answer = await _insist(
-        lambda: web.put(marker.put, content=pod.encode(), headers={"If-None-Match": "*"}),
-        also=(httpx2.codes.PRECONDITION_FAILED,),
+        order, "PUT", marker.put, pod.encode(), {"If-None-Match": "*"}, also=(HTTPStatus.PRECONDITION_FAILED,)
     )
-    if answer.status_code != httpx2.codes.PRECONDITION_FAILED:
+    if answer.status != HTTPStatus.PRECONDITION_FAILED:
         return
     # Our own mark, when the answer to it was lost or the container was started again.
-    found = await _insist(lambda: web.get(marker.get))
-    if found.text == WITHDRAWN:
+    found = (await _insist(order, "GET", marker.get)).body.decode(errors="replace")
+    if found == WITHDRAWN:
         raise StorageError("the run was withdrawn before it began")
-    if not pod or found.text != pod:
-        raise StartedTwice(f"the run was begun by another pod ({found.text}) before")
+    if not pod or found != pod:
+        raise StartedTwice(f"the run was begun by another pod ({found}) before")
 
 
 async def _insist(
-    ask: Callable[[], Awaitable[httpx2.Response]], *, also: tuple[int, ...] = ()
-) -> httpx2.Response:
+    order: Order,
+    method: str,
+    url: str,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+    *,
+    also: tuple[int, ...] = (),
+) -> Answer:
     """The own store's answer, waited for while trouble may pass.
 
     Raises:
@@ -211,16 +230,18 @@ async def _insist(
         if attempt:
             await asyncio.sleep(2.0 ** (attempt - 1))
         try:
-            answer = await ask()
-        except httpx2.HTTPError as error:
-            words = str(error) or type(error).__name__
+            answer = await asyncio.to_thread(
+                asking.ask, method, url, body, headers or {}, verify=order.own.verify
+            )
+        except asking.NoAnswer as error:
+            words = str(error)
             continue
-        if answer.is_success or answer.status_code in also:
+        if answer.is_success or answer.status in also:
             return answer
-        words = f"it answered {answer.status_code}"
-        if answer.status_code < httpx2.codes.INTERNAL_SERVER_ERROR and answer.status_code not in {
-            httpx2.codes.CONFLICT,
-            httpx2.codes.TOO_MANY_REQUESTS,
+        words = f"it answered {answer.status}"
+        if answer.status < HTTPStatus.INTERNAL_SERVER_ERROR and answer.status not in {
+            HTTPStatus.CONFLICT,
+            HTTPStatus.TOO_MANY_REQUESTS,
         }:
             break
     raise StorageError(f"the platform's own store can't be used from this pod: {words}")

@@ -11,16 +11,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from oscar.errors import InvalidField
+from oscar.model.provider import ProviderType, parse_provider
 from oscar.model.service import Service
-from oscar.model.storage import (
-    MinIOProvider,
-    OnedataProvider,
-    ProviderType,
-    RucioProvider,
-    S3Provider,
-    WebDavProvider,
-    parse_provider,
-)
+from oscar.model.storage import MinIOProvider, OnedataProvider, RucioProvider, S3Provider, WebDavProvider
 from oscar.model.user import ADMIN
 from oscar.objects.base import FileStore
 from oscar.objects.gate import Gate

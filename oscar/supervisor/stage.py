@@ -1,6 +1,6 @@
 """Carrying out a plan: inputs into the work folder before the script, results to their stores after it.
 
-Called by engines, beside the sandbox and never in it. Calls `providers` for the stores and `results` for what
+Called by engines, beside the sandbox and never in it. Is given the stores (`providers`), and calls `results` for what
 the script left. Both verbs may be repeated after a crash. Every error names provider, bucket and key.
 """
 
@@ -15,16 +15,14 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from oscar.errors import BucketNotFound, OscarError, StorageError, StorageFull
 from oscar.model.object import Producer
-from oscar.model.storage import OWN_STORE
-from oscar.objects import origin
+from oscar.model.provider import OWN_STORE
 from oscar.objects.base import FileStore
 from oscar.supervisor import results
-from oscar.supervisor.plan import Download, InputFile, Plan, outputs
-from oscar.supervisor.providers import Providers
+from oscar.supervisor.moves import Download, InputFile, Moves
 from oscar.supervisor.results import Result
 
 Say = Callable[[str], None]
@@ -76,13 +74,24 @@ class Speaker:
             )
 
 
-async def stage_in(plan: Plan, work: Path, providers: Providers, say: Say) -> None:
+class Stores(Protocol):
+    """The stores that one run's moves name."""
+
+    def open(self, provider: str) -> FileStore:
+        """The store that a provider string names.
+
+        Raises:
+            InvalidField: it is not defined, or without address or keys.
+        """
+
+
+async def stage_in(moves: Moves, work: Path, stores: Stores, say: Say) -> None:
     """Fill `in` of the work folder, and make `out`; the script must not run yet.
 
     Args:
-        plan: of the run.
+        moves: of the run.
         work: the work folder on this machine; it exists.
-        providers: the stores.
+        stores: of the service.
         say: for the job's log.
 
     Raises:
@@ -90,30 +99,30 @@ async def stage_in(plan: Plan, work: Path, providers: Providers, say: Say) -> No
         StorageFull: this machine's disk is full.
         Unsupported, InvalidField: a provider can't be used.
     """
-    speaker = Speaker(say, plan.log_level)
+    speaker = Speaker(say, moves.log_level)
     try:
         for name in ("in", "out"):
             _make_folder(work / name)
-        for file in plan.files:
+        for file in moves.files:
             if len(file.content) <= SMALL:
                 _write(work, file)
             else:
                 await asyncio.to_thread(_write, work, file)
-        if plan.downloads:
-            await _download_all(plan.downloads, work, providers, speaker)
+        if moves.downloads:
+            await _download_all(moves.downloads, work, stores, speaker)
     except OSError as error:
         raise _disk(error) from error
 
 
 async def stage_out(
-    plan: Plan, work: Path, providers: Providers, say: Say, producer: Producer | None = None
+    moves: Moves, work: Path, stores: Stores, say: Say, producer: Producer | None = None
 ) -> list[Stored]:
     """Store what the script left in `out`; the script must have ended.
 
     Args:
-        plan: of the run.
+        moves: of the run.
         work: the work folder on this machine.
-        providers: the stores.
+        stores: of the service.
         say: for the job's log.
         producer: the job, so that a repeated stage-out writes (and starts others) once.
 
@@ -124,31 +133,29 @@ async def stage_out(
         BucketNotFound, Forbidden, StorageError: a result can't be stored, with the store's words.
         Unsupported, InvalidField: a provider can't be used, or there are too many files.
     """
-    speaker = Speaker(say, plan.log_level)
-    found = await asyncio.to_thread(results.find, work, plan.work, speaker.warning)
+    speaker = Speaker(say, moves.log_level)
+    found = await asyncio.to_thread(results.find, work, moves.work, speaker.warning)
     by_name = {result.name: result for result in found}
-    targets = outputs(plan, by_name)
-    for name in sorted(by_name.keys() - {target[0] for target in targets}) if plan.outputs else ():
+    targets = moves.targets(by_name)
+    for name in sorted(by_name.keys() - {target[0] for target in targets}) if moves.outputs else ():
         speaker.info(f"{name} is not stored: no output takes it")
     # Opened first, so that nothing is stored when one of the stores can't be used at all.
-    stores = {provider: _open(providers, provider) for _, provider, _, _ in targets}
+    opened = {provider: _open(stores, provider) for _, provider, _, _ in targets}
 
     async def store(target: tuple[str, str, str, str]) -> Stored:
         name, provider, bucket, key = target
-        stored = await _upload(by_name[name], work, stores[provider], target, producer)
+        stored = await _upload(by_name[name], work, opened[provider], target, producer)
         speaker.info(f"stored {name} ({stored.size} bytes) as {provider} {bucket}/{key}")
         return stored
 
     return await _parallel(store, targets)
 
 
-async def _download_all(
-    downloads: Sequence[Download], work: Path, providers: Providers, speaker: Speaker
-) -> None:
+async def _download_all(downloads: Sequence[Download], work: Path, stores: Stores, speaker: Speaker) -> None:
     for left in work.glob(f"{_STAGING}*"):
         shutil.rmtree(left, ignore_errors=True)
-    stores = {
-        download.provider: _open(providers, download.provider) for download in downloads if not download.url
+    opened = {
+        download.provider: _open(stores, download.provider) for download in downloads if not download.url
     }
     # Not in `in`: what a killed server leaves half-done must not look like an input.
     with tempfile.TemporaryDirectory(prefix=_STAGING, dir=work) as staging:
@@ -159,9 +166,12 @@ async def _download_all(
             path = Path(staging, str(number))
             try:
                 if download.url:
+                    # Its library takes long to load, for those who use it.
+                    from oscar.objects import origin
+
                     found = await origin.fetch(download.url, download.key, path)
                 else:
-                    found = await stores[download.provider].download(download.bucket, download.key, path)
+                    found = await opened[download.provider].download(download.bucket, download.key, path)
             except OscarError as error:
                 raise _named(error, place) from error
             _put_in_place(Path(staging, str(number)), work / "in", download.name)
@@ -202,9 +212,9 @@ async def _upload(
     return Stored(name, provider, bucket, key, found.size)
 
 
-def _open(providers: Providers, provider: str) -> FileStore:
+def _open(stores: Stores, provider: str) -> FileStore:
     try:
-        return providers.open(provider)
+        return stores.open(provider)
     except OscarError as error:
         raise _named(error, provider) from error
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from oscar.model.storage import MinIOProvider
 from oscar.model.user import ADMIN
 from oscar.objects.s3 import S3Store
 from oscar.supervisor.order import LONGEST_REPORT, Marker, Order, Report, report_of
+from oscar.supervisor.orders import config_of, order_of
+from oscar.supervisor.plan import plan
 from tests import s3_server
 
 BUCKET = "private"
@@ -39,6 +41,9 @@ class Pod:
     server: s3_server.Server
     folder: Path
     uid: str = "pod-1"
+    service: Service = field(init=False)
+    payload: bytes = field(init=False)
+    told: Order = field(init=False)
 
     @property
     def store(self) -> S3Store:
@@ -63,10 +68,17 @@ class Pod:
             access_key=s3_server.ALICE.access_key,
             secret_key=s3_server.ALICE.secret_key,
         )
-        told = Order(name="cat-1", job_id="cat", service=service, own=own, **fields)
-        (order / "order").write_bytes(told.as_file())
-        (order / "payload").write_bytes(payload)
-        (order / "script").write_bytes(script)
+        self.service, self.payload = service, payload
+        self.told = self.ordered(service, own, **fields)
+        (order / "order").write_bytes(self.told.as_file())
+        bodies = {"payload": payload, "script": script, "config": config_of(service)}
+        for name in bodies.keys() - self.told.urls.keys():
+            (order / name).write_bytes(bodies[name])
+
+    def ordered(self, service: Service, own: MinIOProvider, **fields: Any) -> Order:
+        """As `compute.kubernetes` makes it."""
+        planned = plan(service, self.payload, job_id="cat", resource_id="")
+        return order_of("cat-1", "cat", service, planned, own, **fields)
 
     def step(self, word: str, *, own: str = "") -> tuple[int, Report]:
         """Run a staging container; its exit code and its report."""
@@ -144,14 +156,13 @@ def test_stores_of_users_are_reached_where_the_order_says(pod: Pod, server: s3_s
     far = {"endpoint": server.endpoint, "access_key": keys.access_key, "secret_key": keys.secret_key}
 
     def stored(owner: str, *hosts: str) -> tuple[int, Report]:
-        told = Order.model_validate_json((pod.folder / "order/order").read_bytes())
-        definition = told.service.model_dump() | {
+        definition = pod.service.model_dump() | {
             "owner": owner,
             "storage_providers": {"minio": {"far": far}},
             "output": [{"storage_provider": "minio.far", "path": f"{BUCKET}/far"}],
         }
-        service = Service.model_validate(definition)
-        told = told.model_copy(update={"service": service, "hosts": hosts})
+        own = MinIOProvider.model_validate(asdict(pod.told.own))
+        told = pod.ordered(Service.model_validate(definition), own, hosts=hosts)
         (pod.folder / "order/order").write_bytes(told.as_file())
         return pod.step("out")
 
@@ -188,9 +199,8 @@ def test_a_store_that_can_not_be_reached_is_trouble_of_ours(pod: Pod) -> None:
     pod.order(b"{}")
     pod.step("in")
     (pod.root / "work/out/x").write_text("x")
-    told = Order.model_validate_json((pod.folder / "order/order").read_bytes())
-    away = told.own.model_copy(update={"endpoint": "http://127.0.0.1:1"})
-    (pod.folder / "order/order").write_bytes(told.model_copy(update={"own": away}).as_file())
+    away = replace(pod.told.own, endpoint="http://127.0.0.1:1")
+    (pod.folder / "order/order").write_bytes(replace(pod.told, own=away).as_file())
     code, report = pod.step("out")
     assert (code, report.trouble) == (1, Trouble.OUR)
     assert f"{BUCKET}/out/x" in report.message
@@ -225,7 +235,7 @@ def test_without_a_script_staging_says_that_the_images_command_starts(pod: Pod) 
 def test_bodies_too_large_for_a_secret_are_fetched(pod: Pod) -> None:
     put(pod, "bodies/payload", b"{" + b" " * 2_000_000 + b"}")
     url = asyncio.run(pod.store.presign(BUCKET, "bodies/payload", method="GET", expires=60))
-    pod.order(b"", payload_url=url)
+    pod.order(b"", urls={"payload": url})
     assert pod.step("in")[0] == 0
     assert (pod.root / "config/event").stat().st_size == 2_000_002
 

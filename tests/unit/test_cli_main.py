@@ -15,7 +15,7 @@ from oscar.cli import files, output, program
 from oscar.cli.main import PARTS, run
 from oscar.cli.services import payload
 from oscar.errors import Misuse
-from oscar.model.storage import OWN_STORE, ProviderRef, ProviderType
+from oscar.model.provider import OWN_STORE, ProviderRef, ProviderType
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from oscar.model.service import Service
 
 OURS = Names("abc123", "oscar-svc")
 STAGING = Staging("ghcr.io/oscar/oscar:1")
-FILES = Files(b"the order", b"the payload", b"the script")
+FILES = Files(b"the order", {"payload": b"the payload", "script": b"the script"})
 VARIABLES = {"COLOUR": "red", "JOB_UUID": "cat-uuid", "RESOURCE_ID": "x"}
 
 
@@ -210,7 +210,7 @@ def test_the_secret_of_a_run_goes_with_its_job() -> None:
 
 
 def test_bodies_that_are_fetched_are_not_in_the_secret() -> None:
-    spec = manifests.pod_spec(run_of(), place_of(), Files(b"order", None, None), {})
+    spec = manifests.pod_spec(run_of(), place_of(), Files(b"order", {}), {})
     assert spec["volumes"][1]["secret"]["items"] == [{"key": "order", "path": "order"}]
 
 
@@ -425,7 +425,7 @@ def test_a_volume_and_a_mount_are_in_the_users_container_only() -> None:
         volume={"name": "data", "mount_path": "/data", "size": "1Gi"},
         mount={"storage_provider": "minio.default", "path": "bucket/folder"},
     )
-    files = Files(b"order", None, None, {"mount.RCLONE_X": b"key"})
+    files = Files(b"order", {}, {"mount.RCLONE_X": b"key"})
     spec = manifests.pod_spec(order, place_of(), files, {})
     assert [each["name"] for each in spec["initContainers"]] == ["mount", "stage-in", "oscar-container"]
     places = {

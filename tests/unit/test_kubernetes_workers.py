@@ -28,7 +28,8 @@ from oscar.model.secrets import without_refresh_token
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.model.volume import key
-from oscar.supervisor.order import Order, without_users_secrets
+from oscar.supervisor.orders import config_of, order_of
+from oscar.supervisor.plan import plan
 
 NAMES = Names("inst", "oscar-svc")
 SIDECAR = Sidecar("server:1", log_limit=1000, grace=60)
@@ -216,14 +217,12 @@ def test_staging_of_a_federated_service_knows_nothing_of_the_federation() -> Non
         clusters={"far": {"endpoint": "https://far.test", "auth_user": "u", "auth_password": "ACCOUNT"}},
     )
     given = without_refresh_token(federated)
-    order = Order(
-        name="hello-1", job_id="hello", service=without_users_secrets(given), own=MinIOProvider()
-    ).as_file()
+    planned = plan(given, b"{}", job_id="hello")
+    order = order_of("hello-1", "hello", given, planned, MinIOProvider()).as_file() + config_of(given)
     call = worker_manifests.files(worker_manifests.kit_of(given, "ns", SIDECAR), b"k" * 32)["service.json"]
     for text in (order, call):
         for secret in (b"REFRESH", b"HEADER", b"ACCOUNT"):
             assert secret not in text
-    assert Order.model_validate_json(order).service.name == "hello"
     assert Service.model_validate(json.loads(call)).environment.secrets == {"MINE": "mine"}
 
 

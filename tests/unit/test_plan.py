@@ -20,7 +20,7 @@ from oscar.model.event import EventKind, delegate, minio_event
 from oscar.model.federation import WORKER
 from oscar.model.object import Object
 from oscar.model.service import RESERVED_ENVIRONMENT, Service, parse_service
-from oscar.supervisor.plan import LARGEST_EVENT, Mode, Plan, function_config, outputs, service_environment
+from oscar.supervisor.plan import LARGEST_EVENT, Mode, Plan, function_config, service_environment
 from oscar.supervisor.plan import plan as plan_
 
 JOB = "thumbs-0f8a"
@@ -313,7 +313,7 @@ def test_outputs_of_stores_without_buckets() -> None:
             },
         },
     )
-    assert outputs(plan({}, target), ["sub/a.txt", "b.bin"]) == [
+    assert plan({}, target).targets(["sub/a.txt", "b.bin"]) == [
         ("sub/a.txt", "webdav.w", "", "store/out/sub/a.txt"),
         ("sub/a.txt", "onedata.o", "my space", "out/sub/a.txt"),
         ("sub/a.txt", "rucio.r", "ada", "out/sub/a.txt"),
@@ -410,7 +410,7 @@ def test_a_caller_can_not_name_a_foreign_file_by_an_event_that_looks_delegated()
 
 
 def keys(target: Service, *files: str, event: Any = b"{}") -> list[tuple[str, str, str, str]]:
-    return outputs(plan(event, target), files)
+    return plan(event, target).targets(files)
 
 
 def test_results_keep_their_folders() -> None:

@@ -14,6 +14,7 @@ from oscar.errors import BadRequest, InvalidField
 from oscar.model.documents import parse_json
 from oscar.model.job import RetryPolicy
 from oscar.model.object import Visibility
+from oscar.model.provider import ProviderRef, ProviderType, parse_provider
 from oscar.model.service import (
     RESERVED_ENVIRONMENT,
     Service,
@@ -23,7 +24,7 @@ from oscar.model.service import (
     unknown_fields,
     with_own_store,
 )
-from oscar.model.storage import MinIOProvider, ProviderRef, ProviderType, parse_provider
+from oscar.model.storage import MinIOProvider
 
 BASE = {"name": "grayify", "image": "busybox", "script": "#!/bin/sh\n"}
 

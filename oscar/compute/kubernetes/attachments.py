@@ -15,8 +15,9 @@ from typing import Any
 from oscar.compute.kubernetes.names import object_name
 from oscar.errors import InvalidField, Unsupported
 from oscar.model.mount import flags
+from oscar.model.provider import ProviderType
 from oscar.model.service import MOUNTS, Service
-from oscar.model.storage import MinIOProvider, ProviderType, S3Provider, WebDavProvider
+from oscar.model.storage import MinIOProvider, S3Provider, WebDavProvider
 from oscar.model.volume import key_of
 from oscar.supervisor.plan import is_own
 from oscar.supervisor.rclone import VARIABLES, command, remote, webdav_password

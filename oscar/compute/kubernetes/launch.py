@@ -28,8 +28,9 @@ from oscar.model.storage import MinIOProvider
 from oscar.model.user import ADMIN
 from oscar.objects.base import ObjectStore
 from oscar.objects.s3 import S3Store
-from oscar.supervisor.order import WITHDRAWN, Marker, Order, size_of, without_users_secrets
-from oscar.supervisor.plan import plan, service_environment
+from oscar.supervisor.order import CONFIG, PAYLOAD, SCRIPT, WITHDRAWN, Marker, size_of
+from oscar.supervisor.orders import config_of, order_of
+from oscar.supervisor.plan import Plan, plan, service_environment
 
 log = telemetry.get("kubernetes")
 
@@ -146,7 +147,7 @@ class Launcher:
 
     async def clean(self, name: str) -> None:
         """Remove what the run has left in the own store, but its log. Silent if absent."""
-        for key in (_marker(name), _body(name, "payload"), _body(name, "script")):
+        for key in (_marker(name), *(_body(name, what) for what in (PAYLOAD, SCRIPT, CONFIG))):
             await self._wares.store.delete(self._wares.bucket, key)
 
     async def claim(self, name: str) -> bool:
@@ -212,36 +213,36 @@ class Launcher:
         payload = run.payload
         if isinstance(payload, Path):
             payload = await asyncio.to_thread(payload.read_bytes)
-        environment, user = self._environment(run, payload)
-        script = run.service.script.encode("utf-8", "surrogateescape")
-        kept, urls = await self._place(run.name, {"payload": payload, "script": script})
-        order = Order(
-            name=run.name,
-            job_id=run.job_id,
-            hops=run.hops,
-            trace=run.trace,
-            service=without_users_secrets(run.service),
-            own=await self._wares.keys(user),
-            hosts=self._wares.hosts,
-            marker=await self._mark(run.name),
-            payload_url=urls.get("payload", ""),
-            script_url=urls.get("script", ""),
-        )
-        mounted = mounted_data(await mount_of(run.service, self._wares.keys))
-        return Files(order.as_file(), kept.get("payload"), kept.get("script"), mounted), environment
-
-    @staticmethod
-    def _environment(run: Run, payload: bytes) -> tuple[dict[str, str], str]:
-        """The variables of the script, and the user whose keys staging gets."""
-        service = run.service
+        service, fault = run.service, ""
         try:
             planned = plan(service, payload, job_id=run.job_id, environment=run.environment, resource_id="")
-        except BadRequest:
-            # Staging says the same, and its words come with the run's end.
-            return {**service_environment(service), **run.environment}, service.owner
-        # With USER isolation the bucket is that of the user, and the owner has no right to it.
-        private = {record.bucket for record in planned.event.records} & set(service.bucket_list)
-        return dict(planned.environment), run.user if private and run.user else service.owner
+        except BadRequest as error:
+            # Staging says it, so that its words come with the run's end.
+            planned, fault = None, error.message
+        bodies = {
+            PAYLOAD: payload,
+            SCRIPT: service.script.encode("utf-8", "surrogateescape"),
+            CONFIG: config_of(service),
+        }
+        kept, urls = await self._place(run.name, bodies)
+        order = order_of(
+            run.name,
+            run.job_id,
+            service,
+            planned,
+            await self._wares.keys(_user(run, planned)),
+            hops=run.hops,
+            trace=run.trace,
+            fault=fault,
+            hosts=self._wares.hosts,
+            marker=await self._mark(run.name),
+            urls=urls,
+        )
+        mounted = mounted_data(await mount_of(service, self._wares.keys))
+        environment = (
+            dict(planned.environment) if planned else {**service_environment(service), **run.environment}
+        )
+        return Files(order.as_file(), kept, mounted), environment
 
     async def _place(self, name: str, bodies: dict[str, bytes]) -> tuple[dict[str, bytes], dict[str, str]]:
         """Which bodies lie in the Secret, and the URLs of the others: the largest goes first."""
@@ -276,6 +277,13 @@ class Launcher:
         return await self._signer.presign(
             self._wares.bucket, key, method=method, expires=_URL_S, headers=headers
         )
+
+
+def _user(run: Run, planned: Plan | None) -> str:
+    """The user whose keys staging gets."""
+    touched = {record.bucket for record in planned.event.records} if planned else set()
+    # With USER isolation the bucket is that of the user, and the owner has no right to it.
+    return run.user if run.user and touched & set(run.service.bucket_list) else run.service.owner
 
 
 def _marker(name: str) -> str:

@@ -17,7 +17,7 @@ from oscar.compute.kubernetes.attachments import attached
 from oscar.compute.kubernetes.kinds import DAEMON_SET, JOB, SECRET
 from oscar.compute.kubernetes.names import DEFINITION, RUN, Names, digest, object_name, service_object
 from oscar.model.service import Service
-from oscar.supervisor.order import ORDER, PAYLOAD, SCRIPT, STARTED_TWICE, TWICE_CODE
+from oscar.supervisor.order import ORDER, STARTED_TWICE, TWICE_CODE
 
 Body = dict[str, Any]
 
@@ -77,18 +77,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What lies in the Secret for the staging containers; bodies are None when they are fetched by URL."""
+    """What lies in the Secret for the staging containers."""
 
     order: bytes
-    payload: bytes | None
-    script: bytes | None
+    bodies: Mapping[str, bytes]
+    """By their names; those that are fetched by URL are not there."""
     mounted: Mapping[str, bytes] = field(default_factory=dict)
     """Variables of the service's mount, for its container alone; see `attachments`."""
 
     def as_dict(self) -> dict[str, bytes]:
         """By their names."""
-        found = {ORDER: self.order, PAYLOAD: self.payload, SCRIPT: self.script}
-        return {name: content for name, content in found.items() if content is not None}
+        return {ORDER: self.order, **self.bodies}
 
 
 def stages(job: Body) -> bool:

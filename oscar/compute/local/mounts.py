@@ -25,8 +25,9 @@ from oscar.compute.local.mount_mirror import Mirror
 from oscar.compute.local.mount_rclone import RcloneMount, obscured, probe
 from oscar.errors import EngineError, InvalidField, OscarError, StorageError, Unsupported
 from oscar.model.mount import flags, is_read_only
+from oscar.model.provider import ProviderType
 from oscar.model.service import MOUNTS, Service
-from oscar.model.storage import MinIOProvider, ProviderType, S3Provider, StorageIOConfig, WebDavProvider
+from oscar.model.storage import MinIOProvider, S3Provider, StorageIOConfig, WebDavProvider
 from oscar.objects.base import FileStore
 from oscar.supervisor.plan import is_own
 from oscar.supervisor.rclone import remote, webdav_password
