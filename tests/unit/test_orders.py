@@ -28,8 +28,8 @@ def service(**fields: Any) -> Service:
             "image": "i",
             "script": "true",
             "environment": {"secrets": {"MINE": "USERS SECRET"}},
-            "input": [{"storage_provider": "minio.default", "path": "b/in"}],
-            "output": [{"storage_provider": "minio.default", "path": "b/out", "suffix": [".x"]}],
+            "input": [{"storage_provider": "minio.default", "path": "box/in"}],
+            "output": [{"storage_provider": "minio.default", "path": "box/out", "suffix": [".x"]}],
             "storage_providers": {"minio": {"far": FAR}},
             **fields,
         }
@@ -40,7 +40,7 @@ def payload(key: str) -> bytes:
     record = {
         "eventSource": "minio:s3",
         "eventName": "s3:ObjectCreated:Put",
-        "s3": {"bucket": {"name": "b"}, "object": {"key": key}},
+        "s3": {"bucket": {"name": "box"}, "object": {"key": key}},
     }
     return json.dumps({"Records": [record]}).encode()
 
@@ -67,8 +67,8 @@ def test_it_comes_as_it_was_made(tmp_path: Path) -> None:
         urls={"payload": "http://store.test/p"},
     )
     assert order.own == Keys("http://store.test", "mine", "OWN KEY", "", verify=False)
-    assert order.moves.downloads == (Download("minio.default", "b", "in/a", "a"),)
-    assert order.moves.outputs == (Output("minio.default", "b", "out", (), (".x",)),)
+    assert order.moves.downloads == (Download("minio.default", "box", "in/a", "a"),)
+    assert order.moves.outputs == (Output("minio.default", "box", "out", (), (".x",)),)
     assert (order.hops, order.trace, order.hosts) == (3, "t", ("store.test",))
 
 
@@ -76,7 +76,7 @@ def test_keys_of_other_stores_come_only_where_something_moves_there(tmp_path: Pa
     at_home = told(service(), payload("in/a"), tmp_path)
     assert at_home.definition is None
     assert b"FAR KEY" not in at_home.as_file()
-    away = told(service(output=[{"storage_provider": "minio.far", "path": "b/out"}]), b"{}", tmp_path)
+    away = told(service(output=[{"storage_provider": "minio.far", "path": "box/out"}]), b"{}", tmp_path)
     assert away.definition is not None
     given = Service.model_validate(away.definition)
     assert given.storage_providers.minio["far"].secret_key == "FAR KEY"
