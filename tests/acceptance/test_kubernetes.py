@@ -5,9 +5,13 @@ The server runs on this machine; pods reach its S3 server at the address that th
 
 from __future__ import annotations
 
+import base64
+import json
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import httpx2
@@ -91,6 +95,79 @@ def test_defect_7_a_large_body_arrives_whole(client: httpx2.Client) -> None:
     assert '"two  spaces * $HOME xxx' in log
 
 
+def ids(kubernetes: Cluster, kind: str, namespace: str) -> set[str]:
+    return {each["metadata"]["uid"] for each in kubernetes.get(kind, "-n", namespace)["items"]}
+
+
+def namespaces(kubernetes: Cluster, running: Server, *beginnings: str) -> list[str]:
+    """The namespaces of users whose ids begin so."""
+    prefix = running.settings["OSCAR_SERVICES_NAMESPACE"]
+    found = [each["metadata"]["name"] for each in kubernetes.get("namespaces")["items"]]
+    return [name for name in found for each in beginnings if name.startswith(f"{prefix}-{each}")]
+
+
+def test_defects_8_and_9_calls_share_a_warm_pod_one_at_a_time_and_make_nothing(
+    running: Server, client: httpx2.Client, kubernetes: Cluster
+) -> None:
+    user = f"kim-{uuid.uuid4().hex[:8]}"
+    script = "hostname; cut -d' ' -f1 /proc/uptime; sleep 0.2; cut -d' ' -f1 /proc/uptime"
+    name = service(client, script, owner=user, synchronous={"min_scale": 1, "max_scale": 1})
+    first = until(lambda: (got := client.post(f"/run/{name}", content="{}")).is_success and got.text.split())
+    (place,) = namespaces(kubernetes, running, "kim")
+    kinds = ("pods", "jobs", "secrets", "deployments")
+    before = {kind: ids(kubernetes, kind, place) for kind in kinds}
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: client.post(f"/run/{name}", content="{}"), range(8)))
+    said = [answer.text.split() for answer in answers]
+    assert {host for host, _, _ in said} == {first[0]}, "all in one pod"
+    spans = sorted((float(begun), float(over)) for _, begun, over in said)
+    for (_, over), (begun, _) in pairwise(spans):
+        assert begun >= over, "never two at once"
+    assert {kind: ids(kubernetes, kind, place) for kind in kinds} == before
+
+
+def test_defect_15_a_refresh_token_is_in_nothing_that_a_pod_reads(
+    running: Server, client: httpx2.Client, kubernetes: Cluster
+) -> None:
+    user = f"lea-{uuid.uuid4().hex[:8]}"
+    token, mine = f"refresh{uuid.uuid4().hex}", uuid.uuid4().hex
+    name = service(
+        client,
+        'env; cat /oscar/config/*; echo "begun"; sleep 20',
+        owner=user,
+        environment={"secrets": {"refresh_token": token, "MINE": mine}},
+        synchronous={"min_scale": 1},
+        expose={"api_port": 8080},
+    )
+    job_id = accepted(client, name)
+    until(lambda: "begun" in client.get(f"/system/logs/{name}/{job_id}").text)
+    log = client.get(f"/system/logs/{name}/{job_id}").text
+    assert (mine in log, token in log) == (True, False)
+    (place,) = namespaces(kubernetes, running, "lea")
+    until(lambda: len(kubernetes.get("deployments", "-n", place)["items"]) == 2)
+    held = [kubernetes.get(kind, "-n", place) for kind in ("secrets", "pods", "jobs", "deployments")]
+    decoded = [
+        base64.b64decode(value).decode(errors="replace")
+        for secret in held[0]["items"]
+        for value in secret.get("data", {}).values()
+    ]
+    assert any(mine in text for text in decoded)
+    assert not any(token in text for text in (*decoded, json.dumps(held)))
+
+
+def test_defect_17_users_whose_ids_look_alike_have_namespaces_of_their_own(
+    running: Server, client: httpx2.Client, kubernetes: Cluster
+) -> None:
+    tail = uuid.uuid4().hex[:8]
+    users = [f"max.{tail}@one.example.org", f"max-{tail}@one.example.org", f"Max-{tail}@one.example.org"]
+    made = {user: service(client, f"echo of {user}", owner=user) for user in users}
+    for user, name in made.items():
+        job_id = accepted(client, name)
+        assert ended(client, name, job_id)["status"] == "Succeeded"
+        assert client.get(f"/system/logs/{name}/{job_id}").text == f"of {user}\n"
+    assert len(set(namespaces(kubernetes, running, "max"))) == len(users)
+
+
 def test_defects_20_and_21_a_list_of_jobs_asks_the_cluster_nothing(
     client: httpx2.Client, kubernetes: Cluster
 ) -> None:
@@ -169,12 +246,7 @@ def test_a_namespace_that_is_deleted_by_hand_comes_back_with_all_that_is_in_it(
     assert client.post(f"/run/{calls}", content="{}").text == "called\n"
     cut = accepted(client, long)
     until(lambda: "begun" in client.get(f"/system/logs/{long}/{cut}").text)
-    prefix = running.settings["OSCAR_SERVICES_NAMESPACE"]
-    (place,) = [
-        each["metadata"]["name"]
-        for each in kubernetes.get("namespaces")["items"]
-        if each["metadata"]["name"].startswith(f"{prefix}-eve")
-    ]
+    (place,) = namespaces(kubernetes, running, "eve")
     kubernetes.kubectl("delete", "namespace", place, "--wait=false")
     # What was running is told as lost, what comes after works as before.
     found = ended(client, long, cut)
