@@ -14,9 +14,11 @@ import pytest
 
 from oscar.compute.base import Phase, Run
 from oscar.compute.kubernetes.backend import KubernetesCompute
-from oscar.compute.kubernetes.cluster import Body, config
+from oscar.compute.kubernetes.cluster import Body, Changed, Gone, config
 from oscar.compute.kubernetes.kinds import JOB, NAMESPACE, NETWORK_POLICY, POD, SECRET, Kind
+from oscar.compute.kubernetes.manifests import END
 from oscar.compute.kubernetes.names import object_name
+from oscar.compute.kubernetes.observed import End
 from oscar.errors import EngineError, EngineMissing, RunNotFound
 from oscar.model.job import Trouble
 from tests import computing
@@ -146,6 +148,53 @@ def test_a_job_that_is_deleted_by_hand_is_told(machine: Machine) -> None:
             await compute.submit(order, adopt=True)
 
     live(machine, scenario)
+
+
+def test_a_script_that_is_ended_gets_no_half_minute(machine: Machine) -> None:
+    """It ignores SIGTERM, and a time that the kubelet was told once is never cut short."""
+
+    async def scenario(server: Server, compute: KubernetesCompute) -> None:
+        order = server.order("echo begun\nsleep 300", owner=OWNER)
+        await compute.submit(order)
+        await server.running(order.name)
+
+        listed = asyncio.Event()
+
+        async def told() -> int:
+            async for news in compute.cluster.follow(POD, namespace(compute)):
+                listed.set()
+                match news:
+                    case Changed(pod) | Gone(pod) if "deletionTimestamp" in pod["metadata"]:
+                        return int(pod["metadata"]["deletionGracePeriodSeconds"])
+            raise AssertionError("a watch has no end")
+
+        telling = asyncio.create_task(told())
+        await listed.wait()
+        await compute.cancel(order.name)
+        assert (await server.done(order.name)).trouble is Trouble.CANCELLED
+        assert await telling == 1
+
+    live(machine, scenario)
+
+
+def test_what_a_server_had_decided_before_it_was_killed_is_done_by_the_next(machine: Machine) -> None:
+    async def scenario() -> None:
+        async with machine.serve(drop=True) as server:
+            order = server.order("echo begun\nsleep 300", owner=OWNER)
+            await server.compute.submit(order)
+            await server.running(order.name)
+            assert isinstance(server.compute, KubernetesCompute)
+            name, place = object_name(order.name), namespace(server.compute)
+        end = End(Trouble.TIMEOUT, "killed: it ran longer than 1 s")
+        async with machine.serve() as server:
+            assert isinstance(server.compute, KubernetesCompute)
+            change = {"metadata": {"annotations": {END: end.as_text()}}}
+            assert await server.compute.cluster.merge(JOB, name, change, place)
+            await server.compute.submit(order, adopt=True)
+            found = await server.done(order.name)
+            assert (found.trouble, found.message) == (end.trouble, end.message)
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.brief

@@ -390,3 +390,10 @@ def test_metrics() -> None:
     usage = {"metadata": {"name": "w1"}, "usage": {"cpu": "356837n", "memory": "1234Ki"}}
     assert nodes.in_use([usage]) == {"w1": (1, 1234 * 1024)}
     assert json.loads(End(Trouble.OUR, "x").as_text())["trouble"] == "ours"
+
+
+def test_a_decision_that_the_job_does_not_carry_out_yet() -> None:
+    end = End(Trouble.TIMEOUT, "killed: it ran longer than 1 s", STARTED)
+    assert observed.half_ended(job()) is None
+    assert observed.half_ended(job(end=end)) == end
+    assert observed.half_ended(job(end=end, spec={"activeDeadlineSeconds": 0})) is None

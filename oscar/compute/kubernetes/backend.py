@@ -444,7 +444,11 @@ class KubernetesCompute:
             self._set_timer(run, state, live=live)
         elif state.phase is Phase.SETTLING and run.timer:
             run.timer.cancel()
-        if run.pod is not None and not run.ending and (words := observed.hopeless(run.pod)):
+        if run.ending:
+            return
+        if run.log is not None and (end := observed.half_ended(run.job)):
+            self._spawn(self._end(run, end))
+        elif run.pod is not None and (words := observed.hopeless(run.pod)):
             self._spawn(self._end(run, End(Trouble.OUR, words)))
 
     def _told_done(self, run: Tracked) -> None:
@@ -468,29 +472,38 @@ class KubernetesCompute:
         if run.ending or run.state.phase is Phase.DONE:
             return
         run.ending = True
-        namespace, name = run.place
-        change = {
-            "metadata": {"annotations": {END: end.as_text()}},
-            "spec": {"activeDeadlineSeconds": 0},
-        }
+        said: Body = {"metadata": {"annotations": {END: end.as_text()}}}
+        has_place = not observed.waits(run.job, run.pod)
         try:
-            while True:
-                try:
-                    job = await self.cluster.merge(JOB, name, change, namespace)
-                    break
-                except ClusterError as error:
-                    if end.trouble is Trouble.CANCELLED:
-                        raise
-                    log.warning("a run can't be ended yet", run=run.name, reason=error.message)
-                    await asyncio.sleep(_PAUSE_S)
+            if has_place:
+                # Before the Job tells it: that would give it half a minute, which the kubelet does not cut short.
+                await self._change(run, end, said)
+                await self._end_pod(run)
+            job = await self._change(run, end, {**said, "spec": {"activeDeadlineSeconds": 0}})
             if job is not None:
                 self._note_job(job, gone=False)
-            if run.pod is not None and not run.pod_gone:
-                # It gets no half minute to go on, as it would when a node is drained.
-                await self.cluster.delete(POD, run.pod["metadata"]["name"], namespace, grace=1)
+            if not has_place:
+                await self._end_pod(run)
         except OscarError:
             run.ending = False
             raise
+
+    async def _change(self, run: Tracked, end: End, change: Body) -> Body | None:
+        """Change a run's Job, however long the API server is away: but for a user, who is told."""
+        namespace, name = run.place
+        while True:
+            try:
+                return await self.cluster.merge(JOB, name, change, namespace)
+            except ClusterError as error:
+                if end.trouble is Trouble.CANCELLED:
+                    raise
+                log.warning("a run can't be ended yet", run=run.name, reason=error.message)
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _end_pod(self, run: Tracked) -> None:
+        if run.pod is not None and not run.pod_gone:
+            meta = run.pod["metadata"]
+            await self.cluster.delete(POD, meta["name"], meta["namespace"], grace=1)
 
     # Logs.
 

@@ -1,7 +1,7 @@
 """What a Job and its pod say about a run: phase, trouble, and whether it can still come to anything. Pure.
 
 Called by `backend` for each change. The Job carries our own decisions (a cancellation, a timeout) as an annotation,
-made in one change together with the deadline that ends the pod, so that they outlive this server.
+made before its pod is ended or in one change with the deadline that ends it, so that they outlive this server.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ def end_of(job: Body) -> End | None:
         return None
     said = json.loads(text)
     return End(Trouble(said["trouble"]), said["message"], said["started"])
+
+
+def half_ended(job: Body) -> End | None:
+    """Our own decision about a run that its Job does not carry out yet: the server that made it may be gone."""
+    return end_of(job) if "activeDeadlineSeconds" not in job["spec"] else None
 
 
 def run_of(job: Body) -> str:
