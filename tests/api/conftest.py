@@ -97,6 +97,8 @@ def application(data: Path, **more: Any) -> Iterator[Scene]:
     made, _ = build(settings)
     with TestClient(made, base_url=settings.url, raise_server_exceptions=False) as http:
         http.auth = (settings.username, PASSWORD)
+        # The platform is there when this answers, so that /ready says so in whatever order tests come.
+        assert http.get("/system/info").status_code == 200
         yield Scene(http)
 
 
