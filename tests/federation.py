@@ -71,11 +71,7 @@ def grid(folder: Path, *names: str, **more: str) -> Iterator[dict[str, Server]]:
             list(threads.map(Server.start, made.values()))
             yield made
         finally:
-            list(threads.map(_end, made.values()))
-
-
-def _end(server: Server) -> None:
-    server.end()
+            list(threads.map(Server.end, made.values()))
 
 
 def replica(cluster: str, service: str = "", **more: Any) -> dict[str, Any]:

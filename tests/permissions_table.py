@@ -49,7 +49,7 @@ def _installation(action: Action, words: str = "") -> Need:
 
 
 OPEN = {"GET /health", "GET /ready", "POST /system/events/minio"}
-"""Routes that ask for no caller; the second one for a token of its own."""
+"""Routes that ask for no caller; the last one for a token of its own."""
 
 ROUTES: dict[str, Need] = {
     "GET /system/info": _installation(Action.SEE),

@@ -271,7 +271,7 @@ class S3Store:
         return _known(key, meta)
 
     async def _fetch_odd(self, bucket: str, key: str, path: Path) -> Found:
-        import httpx2
+        import httpx2  # as late as the rest of it, see `_calls`
 
         async with self._calls.stream(bucket, key) as response:
             try:

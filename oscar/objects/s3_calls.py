@@ -15,10 +15,7 @@ from pathlib import Path
 
 import httpx2
 
-from oscar.errors import (
-    NoAnswer,
-    StorageError,
-)
+from oscar.errors import NoAnswer, StorageError
 from oscar.objects.embedded import signature, xml
 from oscar.objects.embedded.faults import S3Error
 from oscar.objects.reach import Reach, client

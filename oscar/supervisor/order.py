@@ -59,7 +59,6 @@ class Keys:
 class Order:
     """One run, for its staging containers."""
 
-    name: str
     job_id: str
     own: Keys
     """The platform's own store with the keys of the run's user."""

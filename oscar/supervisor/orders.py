@@ -5,61 +5,30 @@ Called by `compute.kubernetes.launch`. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from oscar.model.provider import parse_provider
 from oscar.model.secrets import without_federation
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
 from oscar.supervisor.moves import Moves
-from oscar.supervisor.order import Keys, Marker, Order
+from oscar.supervisor.order import Keys, Order
 from oscar.supervisor.plan import Plan, function_config, is_own
 
 
-def order_of(
-    name: str,
-    job_id: str,
-    service: Service,
-    planned: Plan | None,
-    own: MinIOProvider,
-    *,
-    hops: int = 0,
-    trace: str = "",
-    fault: str = "",
-    hosts: tuple[str, ...] = (),
-    marker: Marker | None = None,
-    urls: Mapping[str, str] | None = None,
-) -> Order:
-    """The order of a run.
+def order_of(job_id: str, service: Service, planned: Plan | None, own: MinIOProvider) -> Order:
+    """What an order says of the service and its payload; the rest is the engine's.
 
     Args:
-        name: of the run.
-        job_id: of its job.
+        job_id: of the run's job.
         service: with the keys of its providers.
-        planned: for the pod's folders; None when its payload is wrong, as `fault` says.
+        planned: for the pod's folders; None when its payload is wrong.
         own: the own store with the keys of the run's user.
-        hops: as of `Order`.
-        trace: as of `Order`.
-        fault: as of `Order`.
-        hosts: as of `Order`.
-        marker: as of `Order`.
-        urls: as of `Order`.
     """
-    return Order(
-        name,
-        job_id,
-        Keys(own.endpoint, own.access_key, own.secret_key, own.region, own.verify),
-        Moves(planned.downloads, (), planned.outputs, planned.work, planned.log_level)
-        if planned
-        else Moves((), (), (), "", service.log_level),
-        hops=hops,
-        trace=trace,
-        fault=fault,
-        definition=_definition(service) if planned and not _stays_home(service, planned) else None,
-        hosts=hosts,
-        marker=marker,
-        urls=urls or {},
-    )
+    keys = Keys(own.endpoint, own.access_key, own.secret_key, own.region, own.verify)
+    if planned is None:
+        return Order(job_id, keys, Moves((), (), (), "", service.log_level))
+    moves = Moves(planned.downloads, (), planned.outputs, planned.work, planned.log_level)
+    definition = None if _stays_home(service, moves) else _definition(service)
+    return Order(job_id, keys, moves, definition=definition)
 
 
 def config_of(service: Service) -> bytes:

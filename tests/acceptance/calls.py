@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import httpx2
 
 from tests.server import Server
+
+SPAN = "hostname; cut -d' ' -f1 /proc/uptime; sleep 0.2; cut -d' ' -f1 /proc/uptime"
+"""A script that says where it runs, when it began and when it is over."""
 
 
 def client(server: Server) -> httpx2.Client:
@@ -73,3 +78,14 @@ def jobs(http: httpx2.Client, service: str) -> dict[str, Any]:
         if "next_page" not in answer:
             return found
         page = {"page": answer["next_page"]}
+
+
+def one_at_a_time(http: httpx2.Client, service: str) -> set[str]:
+    """Call a service whose script is `SPAN`, four at once, and see that no two calls ran together; where they ran."""
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: http.post(f"/run/{service}", content=b"{}"), range(8)))
+    said = [answer.text.split() for answer in answers]
+    spans = sorted((float(begun), float(over)) for _, begun, over in said)
+    for (_, over), (begun, _) in pairwise(spans):
+        assert begun >= over, "never two at once"
+    return {host for host, _, _ in said}

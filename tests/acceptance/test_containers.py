@@ -8,16 +8,14 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests import server as servers
-from tests.acceptance.calls import client, create, ended, jobs, submit
+from tests.acceptance.calls import SPAN, client, create, ended, jobs, one_at_a_time, submit
 from tests.server import Server
 
 pytestmark = pytest.mark.containers
@@ -122,15 +120,8 @@ def test_defect_8_a_call_of_a_users_service_makes_nothing_to_be_admitted(
 def test_defect_9_synchronous_calls_share_a_warm_container_one_at_a_time(
     http: httpx2.Client, watched: Watched
 ) -> None:
-    script = "hostname; cut -d' ' -f1 /proc/uptime; sleep 0.2; cut -d' ' -f1 /proc/uptime"
-    name = create(http, script, image=watched.image, synchronous={"max_scale": 1})
-    with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda _: http.post(f"/run/{name}", content=b"{}"), range(8)))
-    said = [answer.text.split() for answer in answers]
-    assert len({host for host, _, _ in said}) == 1, "all in one container"
-    spans = sorted((float(begun), float(over)) for _, begun, over in said)
-    for (_, over), (begun, _) in pairwise(spans):
-        assert begun >= over, "never two at once"
+    name = create(http, SPAN, image=watched.image, synchronous={"max_scale": 1})
+    assert len(one_at_a_time(http, name)) == 1, "all in one container"
 
 
 def test_defect_21_lists_of_jobs_ask_no_engine_and_ended_jobs_need_no_container(

@@ -17,7 +17,7 @@ import pytest
 from httpx2 import Response
 
 from tests.api.conftest import BODY_LIMIT, Scene
-from tests.permissions_table import KEYED
+from tests.permissions_table import KEYED, OPEN
 
 ERROR_FIELDS = {"code", "message", "field", "fix", "request_id"}
 FAR = {"type": "oscar", "cluster_id": "far", "service_name": "there"}
@@ -411,8 +411,6 @@ CALLS += [
 ]
 NOT_ENABLED = {"POST /system/events/minio"}
 """Routed, and refused to everybody with the built-in store."""
-OPEN = {"GET /health", "GET /ready", "POST /system/events/minio"}
-"""The second one asks for a token of its own."""
 WITHOUT_INPUT = {
     *OPEN,
     "GET /metrics",

@@ -78,7 +78,7 @@ class Pod:
     def ordered(self, service: Service, own: MinIOProvider, **fields: Any) -> Order:
         """As `compute.kubernetes` makes it."""
         planned = plan(service, self.payload, job_id="cat", resource_id="")
-        return order_of("cat-1", "cat", service, planned, own, **fields)
+        return replace(order_of("cat", service, planned, own), **fields)
 
     def step(self, word: str, *, own: str = "") -> tuple[int, Report]:
         """Run a staging container; its exit code and its report."""

@@ -218,7 +218,7 @@ def test_staging_of_a_federated_service_knows_nothing_of_the_federation() -> Non
     )
     given = without_refresh_token(federated)
     planned = plan(given, b"{}", job_id="hello")
-    order = order_of("hello-1", "hello", given, planned, MinIOProvider()).as_file() + config_of(given)
+    order = order_of("hello", given, planned, MinIOProvider()).as_file() + config_of(given)
     call = worker_manifests.files(worker_manifests.kit_of(given, "ns", SIDECAR), b"k" * 32)["service.json"]
     for text in (order, call):
         for secret in (b"REFRESH", b"HEADER", b"ACCOUNT"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def payload(key: str) -> bytes:
 def told(asked: Service, content: bytes, folder: Path, **fields: Any) -> Order:
     """As the container reads it."""
     planned = plan(asked, content, job_id="job")
-    order = order_of("job-1", "job", asked, planned, OWN, **fields)
+    order = replace(order_of("job", asked, planned, OWN), **fields)
     (folder / ORDER).write_bytes(order.as_file())
     found = read_order(folder)
     assert found == order
@@ -85,7 +86,8 @@ def test_keys_of_other_stores_come_only_where_something_moves_there(tmp_path: Pa
 
 
 def test_a_payload_that_is_wrong_is_told(tmp_path: Path) -> None:
-    (tmp_path / ORDER).write_bytes(order_of("job-1", "job", service(), None, OWN, fault="no").as_file())
+    order = replace(order_of("job", service(), None, OWN), fault="no")
+    (tmp_path / ORDER).write_bytes(order.as_file())
     found = read_order(tmp_path)
     assert (found.fault, found.moves.downloads, found.moves.outputs) == ("no", (), ())
 

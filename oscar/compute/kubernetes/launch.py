@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx2
@@ -225,12 +225,8 @@ class Launcher:
             CONFIG: config_of(service),
         }
         kept, urls = await self._place(run.name, bodies)
-        order = order_of(
-            run.name,
-            run.job_id,
-            service,
-            planned,
-            await self._wares.keys(_user(run, planned)),
+        order = replace(
+            order_of(run.job_id, service, planned, await self._wares.keys(_user(run, planned))),
             hops=run.hops,
             trace=run.trace,
             fault=fault,
