@@ -26,7 +26,7 @@ import httpx2
 
 from oscar.app.s3 import open_store
 from oscar.core.copies import stored
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.objects.origin import OriginStore
 from oscar.settings import Settings
 from oscar.state.services import Services

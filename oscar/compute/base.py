@@ -14,10 +14,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from oscar.model.job import Trouble
 from oscar.model.node import Node
 from oscar.model.quota import Resources
 from oscar.model.service import Service
+from oscar.model.trouble import Trouble
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from string import Template
 
 from oscar.compute.base import Answer, Capacity, LogLine, Phase, Run, RunState
 from oscar.errors import ImageError, InvocationTimeout, OscarError, RunNotFound
-from oscar.model.job import Trouble, trouble_of
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.model.service import Service
+from oscar.model.trouble import Trouble, trouble_of
 from oscar.objects.base import ObjectStore
 from oscar.supervisor.plan import Plan, plan
 from oscar.supervisor.providers import Providers

@@ -27,9 +27,10 @@ from oscar.model.delegation import Choice, Figures, figures_of, needs_figures, o
 from oscar.model.event import Event, Source, decode, delegate
 from oscar.model.federation import Delegation as Policy
 from oscar.model.federation import Replica
-from oscar.model.job import Job, JobState, RetryPolicy, Trouble, backoff, judge
+from oscar.model.job import Job, JobState, RetryPolicy, backoff, judge
 from oscar.model.provider import DEFAULT_PROVIDER
 from oscar.model.trace import Place
+from oscar.model.trouble import Trouble
 from oscar.state.delegations import Delegation
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from oscar.core import callbacks, jobs, providers, quotas, services, traces
 from oscar.core.delegation import Delegator
 from oscar.core.platform import Known, Platform
 from oscar.errors import BadRequest, OscarError, RunNotFound
-from oscar.model.job import FINAL, MAX_HOPS, REMOTE, Job, JobState, RetryPolicy, Trouble, judge
+from oscar.model.job import FINAL, MAX_HOPS, REMOTE, Job, JobState, RetryPolicy, judge
+from oscar.model.trouble import Trouble
 from oscar.state.usage_hours import Used
 
 log = telemetry.get("dispatcher")

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 
 from oscar.model.event import decode, event_key, matches, minio_event, triggers
 from oscar.model.job import NewJob
-from oscar.model.object import Listener, Object, Producer
-from oscar.model.record import HOPS_METADATA
+from oscar.model.object import Listener, Object
+from oscar.model.producer import HOPS_METADATA, Producer
 from oscar.model.request import Origin
 
 _NAME_ROOM = 24

@@ -38,7 +38,8 @@ from oscar.model.federation import (
     once_each,
 )
 from oscar.model.fields import Model, Name, Text, fold_keys, invalid_field
-from oscar.model.record import HOPS_METADATA, PRODUCER_METADATA, TRACE_METADATA, matches
+from oscar.model.producer import HOPS_METADATA, PRODUCER_METADATA
+from oscar.model.record import TRACE_METADATA, matches
 from oscar.model.service import Service, definition, parse_service
 from oscar.model.storage import StorageProviders
 from oscar.model.trace import Place

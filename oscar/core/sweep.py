@@ -19,14 +19,8 @@ from oscar.core.platform import Platform
 from oscar.errors import BucketNotFound, ObjectNotFound, OscarError
 from oscar.model.event import matches, minio_event
 from oscar.model.object import Object
-from oscar.model.record import (
-    HOPS_METADATA,
-    PRODUCER_METADATA,
-    TRACE_METADATA,
-    as_written,
-    is_partial,
-    written_key,
-)
+from oscar.model.producer import HOPS_METADATA, PRODUCER_METADATA
+from oscar.model.record import TRACE_METADATA, as_written, is_partial, written_key
 from oscar.objects.base import Found, Upkeep
 from oscar.state.events import Input
 

@@ -121,22 +121,6 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Producer:
-    """The job that writes an object: makes a repeated stage-out after a crash write (and trigger) once."""
-
-    job_id: str
-    hops: int = 0
-    """How many functions in a row led to this object; over 16 a job is refused as an event loop."""
-    trace: str = ""
-    """The job's span (`model.trace.Place.text`); "" when no traces are told."""
-
-    @classmethod
-    def of(cls, job_id: str, hops: int, trace: str) -> Producer:
-        """The producer of a job's results: to the functions that led to the job, its own is added."""
-        return cls(job_id, hops + 1, trace)
-
-
-@dataclass(frozen=True, slots=True)
 class Listener:
     """A service that a stored object may start: a row of its inputs."""
 

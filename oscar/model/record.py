@@ -19,12 +19,7 @@ from urllib.parse import quote_plus, unquote_plus
 
 from oscar.errors import BadRequest
 from oscar.model.object import Object
-
-HOPS_METADATA = "oscar-hops"
-"""User metadata of an object that a job wrote: how many functions in a row led to it."""
-
-PRODUCER_METADATA = "oscar-job"
-"""User metadata of such an object: the job that wrote it."""
+from oscar.model.producer import HOPS_METADATA, PRODUCER_METADATA
 
 TRACE_METADATA = "oscar-trace"
 """User metadata of a result from another cluster: the span of the job that wrote it (`model.trace.Place.text`)."""

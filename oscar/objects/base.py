@@ -13,18 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from oscar.model.object import (
-    Bucket,
-    Credential,
-    Known,
-    Listing,
-    Object,
-    Part,
-    Producer,
-    Upload,
-    Usage,
-    Visibility,
-)
+from oscar.model.object import Bucket, Credential, Known, Listing, Object, Part, Upload, Usage, Visibility
+from oscar.model.producer import Producer
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,8 @@ from oscar.errors import (
     OscarError,
     Unavailable,
 )
-from oscar.model.object import Bucket, Credential, Producer, Usage, Visibility
+from oscar.model.object import Bucket, Credential, Usage, Visibility
+from oscar.model.producer import Producer
 from oscar.model.user import ADMIN
 from oscar.objects import minio_rules as rules
 from oscar.objects.base import BucketIndex, Found

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from oscar.errors import BucketNotFound, ObjectNotFound, OscarError, StorageError
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.model.record import is_partial
 from oscar.objects.base import Found
 from oscar.objects.local_files import Source, source, whole

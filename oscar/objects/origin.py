@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from oscar.errors import Forbidden, ObjectNotFound, OscarError, StorageError, StorageFull, Unsupported
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.model.trace import Place
 from oscar.objects.addresses import is_public, resolve
 from oscar.objects.base import Found

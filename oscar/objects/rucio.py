@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from oscar.errors import BucketNotFound, Forbidden, InvalidField, ObjectNotFound, OscarError, StorageError
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.objects.base import Found
 from oscar.objects.local_files import Sums, source, sums, sums_of, whole
 from oscar.objects.reach import Reach

@@ -27,8 +27,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
 from oscar.errors import Forbidden, NoAnswer, NotFound, ObjectNotFound, OscarError, StorageError, StorageFull
-from oscar.model.object import Producer
-from oscar.model.record import HOPS_METADATA, PRODUCER_METADATA
+from oscar.model.producer import PRODUCER_METADATA, Producer
 from oscar.objects.base import Found
 from oscar.objects.s3_signing import Site, presign
 from oscar.objects.s3_words import refusal
@@ -144,8 +143,7 @@ class S3Store:
             there = await self._written_by(producer, bucket, key)
             if there is not None:
                 return there
-            attributes[HOPS_METADATA] = str(producer.hops)
-            attributes[PRODUCER_METADATA] = producer.job_id
+            attributes |= producer.metadata()
         try:
             opened = await asyncio.to_thread(os.open, path, _READ)
         except OSError as error:

@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx2
 
 from oscar.errors import NoAnswer, StorageError
-from oscar.objects.embedded import signature, xml
+from oscar.objects import sigv4
+from oscar.objects.embedded import xml
 from oscar.objects.embedded.faults import S3Error
 from oscar.objects.reach import Reach, client
 from oscar.objects.s3_signing import Site, sign_headers
@@ -115,7 +116,7 @@ class S3Calls:
                 bucket,
                 key,
                 headers={**headers, "content-length": str(size)},
-                digest=signature.UNSIGNED,
+                digest=sigv4.UNSIGNED,
             )
             request = self._request("PUT", bucket, key, (), signed, _pieces(path))
             return await self._client.send(request)
@@ -148,7 +149,7 @@ class S3Calls:
         body: bytes | AsyncIterator[bytes],
     ) -> httpx2.Request:
         origin, path = self.site.target(bucket, key)
-        target = f"{path}?{signature.canonical_query(list(query))}" if query else path
+        target = f"{path}?{sigv4.canonical_query(list(query))}" if query else path
         # The exact target, because URLs lose "." and ".." segments, which keys may have.
         return self._client.build_request(
             method, origin, headers=dict(headers), content=body, extensions={"target": target.encode()}

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 
 from oscar.errors import InvalidField
-from oscar.objects.embedded import signature
+from oscar.objects import sigv4
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +87,15 @@ def _signed(
         (
             method,
             path,
-            signature.canonical_query(list(query)),
+            sigv4.canonical_query(list(query)),
             "".join(f"{name}:{' '.join(headers[name].split())}\n" for name in names),
             ";".join(names),
             digest,
         )
     )
     scope = f"{at[:8]}/{site.region}/s3/aws4_request"
-    text = f"{signature.ALGORITHM}\n{at}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
-    return signature.sign(signature.signing_key(site.secret_key, at[:8], site.region), text)
+    text = f"{sigv4.ALGORITHM}\n{at}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
+    return sigv4.sign(sigv4.signing_key(site.secret_key, at[:8], site.region), text)
 
 
 def sign_headers(
@@ -106,7 +106,7 @@ def sign_headers(
     *,
     query: Sequence[tuple[str, str]] = (),
     headers: Mapping[str, str] | None = None,
-    digest: str = signature.EMPTY_SHA256,
+    digest: str = sigv4.EMPTY_SHA256,
     now: Callable[[], datetime] = _now,
 ) -> dict[str, str]:
     """The headers of a signed request, the given ones (lower-case names) included.
@@ -131,7 +131,7 @@ def sign_headers(
     }
     signed = _signed(site, method, path, query, all_headers, digest, at)
     all_headers["authorization"] = (
-        f"{signature.ALGORITHM} Credential={site.access_key}/{at[:8]}/{site.region}/s3/aws4_request, "
+        f"{sigv4.ALGORITHM} Credential={site.access_key}/{at[:8]}/{site.region}/s3/aws4_request, "
         f"SignedHeaders={';'.join(sorted(all_headers))}, Signature={signed}"
     )
     return all_headers
@@ -161,11 +161,11 @@ def presign(
     Raises:
         InvalidField: `expires` is out of bounds.
     """
-    if not 1 <= expires <= signature.MAX_EXPIRES:
+    if not 1 <= expires <= sigv4.MAX_EXPIRES:
         raise InvalidField(
             f"a URL can't be valid for {expires} seconds",
             field="expires",
-            fix=f"Use 1 to {signature.MAX_EXPIRES} seconds (7 days).",
+            fix=f"Use 1 to {sigv4.MAX_EXPIRES} seconds (7 days).",
         )
     origin, path = site.target(bucket, key)
     at = now().strftime("%Y%m%dT%H%M%SZ")
@@ -174,11 +174,11 @@ def presign(
         "host": _standard_host(origin),
     }
     query = [
-        ("X-Amz-Algorithm", signature.ALGORITHM),
+        ("X-Amz-Algorithm", sigv4.ALGORITHM),
         ("X-Amz-Credential", f"{site.access_key}/{at[:8]}/{site.region}/s3/aws4_request"),
         ("X-Amz-Date", at),
         ("X-Amz-Expires", str(expires)),
         ("X-Amz-SignedHeaders", ";".join(sorted(signed_headers))),
     ]
-    found = _signed(site, method, path, query, signed_headers, signature.UNSIGNED, at)
-    return f"{origin}{path}?{signature.canonical_query(query)}&X-Amz-Signature={found}"
+    found = _signed(site, method, path, query, signed_headers, sigv4.UNSIGNED, at)
+    return f"{origin}{path}?{sigv4.canonical_query(query)}&X-Amz-Signature={found}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from oscar.errors import InvalidField, ObjectNotFound, OscarError, StorageError
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.model.record import is_partial, partial_name
 from oscar.objects import webdav_xml
 from oscar.objects.base import Found

@@ -22,7 +22,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from oscar import tracing
 from oscar.errors import BucketNotEmpty, BucketNotFound, ObjectNotFound, PreconditionFailed
 from oscar.model.job import NewJob
-from oscar.model.object import Bucket, Credential, Known, Listener, Listing, Object, Producer, Usage
+from oscar.model.object import Bucket, Credential, Known, Listener, Listing, Object, Usage
+from oscar.model.producer import Producer
 from oscar.model.quota import Defaults
 from oscar.state import tables
 from oscar.state.direct import Direct

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from oscar.errors import StorageError
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.model.service import Service
 from oscar.supervisor.answer import whole_answer
 from oscar.supervisor.plan import Mode, Plan, plan, service_environment

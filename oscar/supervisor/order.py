@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from oscar.model.job import Trouble
+from oscar.model.trouble import Trouble
 from oscar.supervisor.moves import Download, Moves, Output
 
 ORDER = "order"

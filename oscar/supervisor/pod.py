@@ -24,8 +24,8 @@ from typing import Any
 
 from oscar.errors import BadRequest, OscarError, StorageError
 from oscar.model.event import decode
-from oscar.model.job import Trouble, trouble_of
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
+from oscar.model.trouble import Trouble, trouble_of
 from oscar.objects.s3 import S3Store
 from oscar.supervisor import asking
 from oscar.supervisor.asking import Answer

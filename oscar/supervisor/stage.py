@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from oscar.errors import BucketNotFound, OscarError, StorageError, StorageFull
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.model.provider import OWN_STORE
 from oscar.objects.base import FileStore
 from oscar.supervisor import results

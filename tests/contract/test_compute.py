@@ -14,7 +14,7 @@ import pytest
 
 from oscar.compute.base import Phase
 from oscar.errors import ObjectNotFound, RunNotFound
-from oscar.model.job import Trouble
+from oscar.model.trouble import Trouble
 from tests.computing import BUCKET, Machine, Server
 from tests.contract.conftest import CONTAINERS, REAL
 

@@ -19,7 +19,7 @@ from oscar.compute.local.detect import Place
 from oscar.compute.local.engine import Engine
 from oscar.core.doctor import report
 from oscar.errors import EngineMissing
-from oscar.model.job import Trouble
+from oscar.model.trouble import Trouble
 from oscar.settings import Settings
 from tests.computing import Machine, Server
 from tests.contract.conftest import CONTAINERS, Tool, Tools

@@ -19,7 +19,7 @@ from oscar.compute.local.attempt import PREFIX
 from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.records import RunFolder
 from oscar.errors import RunNotFound, Unsupported
-from oscar.model.job import Trouble
+from oscar.model.trouble import Trouble
 from tests import images
 from tests.computing import BUCKET, Machine, Server
 from tests.contract.conftest import CONTAINERS

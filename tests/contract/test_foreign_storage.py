@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from oscar.errors import BucketNotFound, Forbidden, ObjectNotFound, OscarError, StorageError
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.objects.base import FileStore
 from oscar.objects.onedata import OnedataStore
 from oscar.objects.rucio import RucioStore, Site

@@ -20,7 +20,7 @@ from oscar.compute.kubernetes.manifests import END
 from oscar.compute.kubernetes.names import object_name
 from oscar.compute.kubernetes.observed import End
 from oscar.errors import EngineError, EngineMissing, RunNotFound
-from oscar.model.job import Trouble
+from oscar.model.trouble import Trouble
 from tests import computing
 from tests.cluster.cluster import Cluster
 from tests.computing import BUCKET, Machine, Server

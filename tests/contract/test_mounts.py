@@ -17,7 +17,7 @@ import pytest
 from oscar.compute.local.backend import LocalCompute
 from oscar.compute.local.mount_rclone import probe
 from oscar.errors import ObjectNotFound
-from oscar.model.job import Trouble
+from oscar.model.trouble import Trouble
 from oscar.objects.reach import reach_of
 from tests import s3_server, webdav_servers
 from tests.computing import BUCKET, Machine, Server

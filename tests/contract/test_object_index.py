@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from oscar.errors import BucketNotEmpty, BucketNotFound, ObjectNotFound, PreconditionFailed, UploadNotFound
 from oscar.model.job import NewJob
-from oscar.model.object import Bucket, Credential, Listener, Object, Part, Producer, Upload, Visibility
+from oscar.model.object import Bucket, Credential, Listener, Object, Part, Upload, Visibility
+from oscar.model.producer import Producer
 from oscar.objects.base import ObjectIndex
 from oscar.state import tables
 from oscar.state.migrate import migrate

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from oscar.errors import BucketNotEmpty, BucketNotFound, ObjectNotFound, StorageError, StorageFull
-from oscar.model.object import Bucket, Producer, Usage, Visibility
+from oscar.model.object import Bucket, Usage, Visibility
+from oscar.model.producer import Producer
 from oscar.objects.base import BucketAdmin, ObjectStore
 from oscar.objects.embedded.blobs import Blobs
 from oscar.objects.embedded.store import EmbeddedStore

@@ -19,7 +19,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from oscar.errors import BucketNotEmpty, BucketNotFound, Forbidden, NoAnswer, ObjectNotFound, QuotaExceeded
-from oscar.model.object import Bucket, Credential, Producer, Visibility
+from oscar.model.object import Bucket, Credential, Visibility
+from oscar.model.producer import Producer
 from oscar.model.quota import Defaults, Limits
 from oscar.model.user import ADMIN
 from oscar.objects.base import BucketAdmin, ObjectStore, Upkeep

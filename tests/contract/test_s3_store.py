@@ -19,7 +19,7 @@ import pytest
 from minio import Minio as MinioClient
 
 from oscar.errors import BucketNotFound, Forbidden, InvalidField, ObjectNotFound, StorageError
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.objects.base import ObjectStore
 from oscar.objects.s3 import PIECE, S3Store, plain
 from tests import real_minio, s3_server

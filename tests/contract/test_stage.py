@@ -27,7 +27,8 @@ from oscar.errors import (
     Unsupported,
 )
 from oscar.model.event import minio_event
-from oscar.model.object import Credential, Object, Producer
+from oscar.model.object import Credential, Object
+from oscar.model.producer import Producer
 from oscar.model.service import Service, parse_service
 from oscar.objects.base import ObjectStore
 from oscar.objects.embedded.blobs import Blobs

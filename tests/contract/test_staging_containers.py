@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from oscar.model.job import Trouble
 from oscar.model.service import Service
 from oscar.model.storage import MinIOProvider
+from oscar.model.trouble import Trouble
 from oscar.model.user import ADMIN
 from oscar.objects.s3 import S3Store
 from oscar.supervisor.order import LONGEST_REPORT, Marker, Order, Report, report_of

@@ -13,7 +13,7 @@ import pytest
 
 from oscar.compute.local.backend import LocalCompute
 from oscar.errors import EngineError
-from oscar.model.job import Trouble
+from oscar.model.trouble import Trouble
 from oscar.model.volume import key
 from tests.computing import Machine, Server
 from tests.contract.conftest import CONTAINERS

@@ -17,7 +17,7 @@ import pytest
 import stamina
 
 from oscar.errors import Forbidden, ObjectNotFound, StorageError
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.objects.base import FileStore
 from oscar.objects.webdav import WebDavStore, basic, on_its_way
 from tests import webdav_servers

@@ -17,8 +17,8 @@ from oscar.compute.local.containers import _IMAGE, _milliseconds
 from oscar.compute.local.engine import Exit, Mount
 from oscar.compute.local.pids import group_seconds, group_usage
 from oscar.compute.local.records import Asked, RunFolder, Started, boot_id
-from oscar.model.job import Trouble
 from oscar.model.service import Service
+from oscar.model.trouble import Trouble
 
 SECRET = "planted-secret"
 

@@ -11,8 +11,8 @@ from oscar.compute.base import Phase, RunState
 from oscar.compute.kubernetes import nodes, observed
 from oscar.compute.kubernetes.observed import End
 from oscar.compute.kubernetes.runs import Runs, steps
-from oscar.model.job import Trouble
 from oscar.model.node import Node, schedulable, workers
+from oscar.model.trouble import Trouble
 from oscar.supervisor.order import Report
 
 Body = dict[str, Any]

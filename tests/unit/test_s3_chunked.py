@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oscar.objects.embedded.chunked import ChunkDecoder, ChunkSigner
 from oscar.objects.embedded.faults import S3Error
 from oscar.objects.embedded.requests import Claim
-from oscar.objects.embedded.signature import EMPTY_SHA256, sign, signing_key
+from oscar.objects.sigv4 import EMPTY_SHA256, sign, signing_key
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 KEY = signing_key(SECRET, "20130524", "us-east-1")

@@ -9,15 +9,8 @@ import pytest
 
 from oscar.objects.embedded.faults import S3Error
 from oscar.objects.embedded.requests import Claim, Request
-from oscar.objects.embedded.signature import (
-    EMPTY_SHA256,
-    MAX_KEYS_KEPT,
-    SigningKeys,
-    parse_timestamp,
-    read_claim,
-    signing_key,
-    verify,
-)
+from oscar.objects.embedded.signature import MAX_KEYS_KEPT, SigningKeys, parse_timestamp, read_claim, verify
+from oscar.objects.sigv4 import EMPTY_SHA256, signing_key
 
 # Keys and signatures as printed in "Authenticating Requests: Using the Authorization Header".
 ACCESS, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"

@@ -11,8 +11,9 @@ import pytest
 from oscar import tracing
 from oscar.compute.base import Phase, RunState
 from oscar.core.traces import spans
-from oscar.model.job import Job, JobState, Trouble
+from oscar.model.job import Job, JobState
 from oscar.model.trace import Place, place_in
+from oscar.model.trouble import Trouble
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

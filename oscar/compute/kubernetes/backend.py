@@ -30,9 +30,9 @@ from oscar.compute.kubernetes.runs import Runs, Tracked, needs, steps
 from oscar.compute.kubernetes.tenancy import Tenancy
 from oscar.compute.kubernetes.tenants import TENANT
 from oscar.errors import EngineMissing, OscarError, RunNotFound
-from oscar.model.job import Trouble
 from oscar.model.node import Node, schedulable
 from oscar.model.service import Service
+from oscar.model.trouble import Trouble
 
 log = telemetry.get("kubernetes")
 

@@ -14,7 +14,7 @@ from typing import Any
 from oscar.compute.base import Phase, RunState
 from oscar.compute.kubernetes.manifests import END, STAGE_IN, STAGE_OUT, TIMEOUT, USER
 from oscar.compute.kubernetes.names import RUN
-from oscar.model.job import Trouble
+from oscar.model.trouble import Trouble
 from oscar.supervisor.order import STARTED_TWICE, TWICE_CODE, report_of
 
 Body = dict[str, Any]

@@ -22,9 +22,9 @@ from oscar.compute.local.engine import Engine, Exit, Mount, Sandbox
 from oscar.compute.local.logs import Logs
 from oscar.compute.local.records import Asked, RunFolder, Started, boot_id
 from oscar.errors import EngineError, OscarError
-from oscar.model.job import Trouble, trouble_of
-from oscar.model.object import Producer
+from oscar.model.producer import Producer
 from oscar.model.resources import format_memory
+from oscar.model.trouble import Trouble, trouble_of
 from oscar.supervisor.plan import Plan, function_config, plan
 from oscar.supervisor.providers import Providers
 from oscar.supervisor.stage import stage_in, stage_out

@@ -22,7 +22,7 @@ from typing import Any
 
 from oscar.compute.base import Phase, Run, RunState
 from oscar.compute.local.engine import Exit
-from oscar.model.job import Trouble
+from oscar.model.trouble import Trouble
 from oscar.supervisor.trees import remove_tree
 
 GONE = ".gone-"

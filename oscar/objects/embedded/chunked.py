@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from oscar.objects.embedded.faults import fault
 from oscar.objects.embedded.requests import Claim
-from oscar.objects.embedded.signature import EMPTY_SHA256, matches
+from oscar.objects.sigv4 import EMPTY_SHA256, matches
 
 SIGNED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 SIGNED_TRAILER = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"

@@ -31,9 +31,10 @@ from oscar.objects.embedded.faults import ClientGone, fault
 from oscar.objects.embedded.intake import Expected
 from oscar.objects.embedded.objects import store_body
 from oscar.objects.embedded.requests import Message, Receive, Request
-from oscar.objects.embedded.signature import ALGORITHM, matches, read_scope, signing_key
+from oscar.objects.embedded.signature import read_scope
 from oscar.objects.embedded.site import Answer, Site, xml_answer
 from oscar.objects.embedded.xml import document, element, parse
+from oscar.objects.sigv4 import ALGORITHM, matches, signing_key
 
 _MAX_FIELDS = 1024 * 1024
 _MAX_HEADERS = 16 * 1024

@@ -22,7 +22,7 @@ from oscar.objects.embedded.blobs import Blobs, result, settled, write_at
 from oscar.objects.embedded.chunked import MARKERS, SIGNED, UNSIGNED_TRAILER, ChunkDecoder, ChunkSigner
 from oscar.objects.embedded.faults import ClientGone, fault
 from oscar.objects.embedded.requests import Message, Receive, Request
-from oscar.objects.embedded.signature import UNSIGNED
+from oscar.objects.sigv4 import UNSIGNED
 
 STALL = 300.0
 """Seconds that a client may take for the next piece of its body."""

@@ -9,7 +9,6 @@ chunk signatures of streamed bodies continue from the `Claim` in `chunked`. Sour
 from __future__ import annotations
 
 import hashlib
-import hmac
 from calendar import timegm
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,12 +16,9 @@ from urllib.parse import quote
 
 from oscar.objects.embedded.faults import fault
 from oscar.objects.embedded.requests import Claim, Request
+from oscar.objects.sigv4 import ALGORITHM, MAX_EXPIRES, UNSIGNED, canonical_query, matches, signing_key
 
-ALGORITHM = "AWS4-HMAC-SHA256"
-UNSIGNED = "UNSIGNED-PAYLOAD"
-EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 MAX_SKEW = 15 * 60
-MAX_EXPIRES = 7 * 24 * 3600
 MAX_KEYS_KEPT = 1024
 
 # Part of the string to sign by themselves, or set by browsers' SDKs without weight: they may stay unsigned.
@@ -146,12 +142,6 @@ def read_scope(credential: str, malformed: str) -> tuple[str, str, str]:
     return access_key, date, region
 
 
-def canonical_query(pairs: list[tuple[str, str]]) -> str:
-    """The query in the canonical form: encoded, sorted, without the signature itself."""
-    encoded = [(quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in pairs]
-    return "&".join(f"{name}={value}" for name, value in sorted(encoded) if name != "X-Amz-Signature")
-
-
 def canonical_request(request: Request, claim: Claim) -> str:
     """The canonical request; see "Task 1" of the signing documentation."""
     headers = request.headers
@@ -171,16 +161,6 @@ def canonical_request(request: Request, claim: Claim) -> str:
             claim.payload,
         )
     )
-
-
-def _hmac(key: bytes, text: str) -> bytes:
-    return hmac.digest(key, text.encode(), "sha256")
-
-
-def signing_key(secret: str, date: str, region: str) -> bytes:
-    """The key derived from a secret for one day and region."""
-    key = _hmac(b"AWS4" + secret.encode(), date)
-    return _hmac(_hmac(_hmac(key, region), "s3"), "aws4_request")
 
 
 class SigningKeys:
@@ -219,13 +199,3 @@ def verify(request: Request, claim: Claim, key: bytes) -> None:
     text = f"{ALGORITHM}\n{claim.timestamp}\n{claim.scope}\n{digest}"
     if not matches(key, text, claim.signature):
         raise fault("SignatureDoesNotMatch")
-
-
-def sign(key: bytes, text: str) -> str:
-    """The hex signature of a string to sign."""
-    return hmac.digest(key, text.encode(), "sha256").hex()
-
-
-def matches(key: bytes, text: str, signature: str) -> bool:
-    """Compare a signature in constant time."""
-    return hmac.compare_digest(sign(key, text).encode(), signature.encode("utf-8", "replace"))

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from oscar.errors import BucketNotFound, ObjectNotFound, OscarError, QuotaExceeded, StorageError
-from oscar.model.object import Bucket, Credential, Object, Producer, Usage, Visibility
-from oscar.model.record import HOPS_METADATA
+from oscar.model.object import Bucket, Credential, Object, Usage, Visibility
+from oscar.model.producer import HOPS_METADATA, Producer
 from oscar.model.user import ADMIN
 from oscar.objects import s3_signing
 from oscar.objects.base import Found, ObjectIndex
