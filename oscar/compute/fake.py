@@ -137,7 +137,7 @@ class World:
             def say(text: str) -> None:
                 self.say(run.name, text)
 
-            await stage_in(planned, work, providers, say)
+            await stage_in(planned.moves, work, providers, say)
             self.started.append(run.name)
             begun = replace(life.state, phase=Phase.RUNNING, started=int(time.time() * 1000))
             self.change(life, begun)
@@ -145,7 +145,9 @@ class World:
                 code = await self.act(run, planned, work)
             self.change(life, replace(life.state, phase=Phase.SETTLING))
             if code == 0:
-                await stage_out(planned, work, providers, say, Producer.of(run.job_id, run.hops, run.trace))
+                await stage_out(
+                    planned.moves, work, providers, say, Producer.of(run.job_id, run.hops, run.trace)
+                )
             return code
 
     async def act(self, run: Run, planned: Plan, work: Path) -> int:

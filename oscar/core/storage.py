@@ -24,7 +24,6 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 PRESIGN_DEFAULT = 3600
 PRESIGN_LIMIT = 7 * 24 * 3600
 _PAGE = 1000
-DEFAULT_REGION = "us-east-1"
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,200}")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]{0,2000}")
 _OPERATIONS = {"download": "GET", "upload": "PUT"}
@@ -188,9 +187,7 @@ async def sign(
     if found is None:
         return None
     keys = await p.buckets.credential_of(found.owner)
-    site = Site(
-        p.store.endpoint, keys.access_key, keys.secret_key, p.store.region or DEFAULT_REGION, p.store.verify
-    )
+    site = Site(p.store.endpoint, keys.access_key, keys.secret_key, p.store.region, verify=p.store.verify)
     return presign_at(site, method, bucket, key, expires=expires, headers=headers)
 
 

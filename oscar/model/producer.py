@@ -6,7 +6,7 @@ and not that. Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 HOPS_METADATA = "oscar-hops"
 """User metadata of an object that a job wrote: how many functions in a row led to it."""
@@ -15,8 +15,7 @@ PRODUCER_METADATA = "oscar-job"
 """User metadata of such an object: the job that wrote it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Producer:
+class Producer(NamedTuple):
     """The job that writes an object: makes a repeated stage-out after a crash write (and trigger) once."""
 
     job_id: str

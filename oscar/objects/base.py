@@ -1,24 +1,24 @@
 """The ports to storage: `FileStore` and `ObjectStore` (data), `BucketAdmin` (buckets), `ObjectIndex` (rows).
 
-`FileStore` is what staging needs: `objects.webdav`, `onedata` and `rucio` are no more. `ObjectStore` is called by
-`core.storage` too; implemented by `objects.s3` (any S3) and `objects.embedded.store` (the built-in server's own
-folder, without HTTP). `ObjectIndex` is what the built-in server asks of the Store; `state.objects` implements it
-and this package never imports it.
+`Transfers` is what staging needs of a `FileStore`: `objects.webdav`, `onedata` and `rucio` are no more than the latter.
+`ObjectStore` is called by `core.storage` too; implemented by `objects.s3` (any S3) and `objects.embedded.store` (the
+built-in server's own folder, without HTTP). `ObjectIndex` is what the built-in server asks of the Store;
+`state.objects` implements it and this package never imports it.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from oscar.model.object import Bucket, Credential, Known, Listing, Object, Part, Upload, Usage, Visibility
-from oscar.model.producer import Producer
+if TYPE_CHECKING:
+    # Not loaded by staging containers, see `supervisor.pod`.
+    from oscar.model.object import Bucket, Credential, Known, Listing, Object, Part, Upload, Usage, Visibility
+    from oscar.model.producer import Producer
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """An object as a listing or a stat shows it; `modified` in Unix milliseconds."""
 
     key: str
@@ -28,8 +28,8 @@ class Found:
     owner: str = ""
 
 
-class FileStore(Protocol):
-    """Files of one store with one user's rights. What a bucket is differs: a folder, a space, a scope.
+class Transfers(Protocol):
+    """Whole files from and to one store with one user's rights. What a bucket is differs: a folder, a space, a scope.
 
     Errors: ObjectNotFound, BucketNotFound, Forbidden, StorageError.
     """
@@ -52,6 +52,13 @@ class FileStore(Protocol):
         writes the same key for the same job only once.
         """
 
+    async def ensure_bucket(self, bucket: str) -> None:
+        """Create the bucket if it is absent and that is allowed; silent if present."""
+
+
+class FileStore(Transfers, Protocol):
+    """Files of one store, and what is said of them."""
+
     async def stat(self, bucket: str, key: str) -> Found:
         """The object's size and tag."""
 
@@ -60,9 +67,6 @@ class FileStore(Protocol):
 
     async def delete(self, bucket: str, key: str) -> None:
         """Remove the object; silent if absent."""
-
-    async def ensure_bucket(self, bucket: str) -> None:
-        """Create the bucket if it is absent and that is allowed; silent if present."""
 
 
 class ObjectStore(FileStore, Protocol):

@@ -29,7 +29,7 @@ from obstore.store import S3Store as Bucket
 from oscar.errors import Forbidden, NoAnswer, NotFound, ObjectNotFound, OscarError, StorageError, StorageFull
 from oscar.model.producer import PRODUCER_METADATA, Producer
 from oscar.objects.base import Found
-from oscar.objects.s3_signing import Site, presign
+from oscar.objects.s3_signing import DEFAULT_REGION, Site, presign
 from oscar.objects.s3_words import refusal
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from oscar.objects.s3_calls import S3Calls
 
 AMAZON = "https://s3.{region}.amazonaws.com"
-DEFAULT_REGION = "us-east-1"
 
 PIECE = 8 * 1024 * 1024
 """Bytes of a part, and of a read: with `PARALLEL` this bounds the memory of a transfer."""
@@ -93,7 +92,7 @@ class S3Store:
     ) -> None:
         region = region or DEFAULT_REGION
         self._site = Site(
-            endpoint=(endpoint or AMAZON.format(region=region)).rstrip("/"),
+            endpoint=endpoint or AMAZON.format(region=region),
             access_key=access_key,
             secret_key=secret_key,
             region=region,

@@ -8,31 +8,46 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 
 from oscar.errors import InvalidField
 from oscar.objects import sigv4
 
+DEFAULT_REGION = "us-east-1"
 
-@dataclass(frozen=True, slots=True)
+
 class Site:
     """A store's address and keys.
 
-    Attributes:
+    Args:
         endpoint: such as `https://minio.example:9000`, with the scheme, perhaps with a path.
+        access_key: the key's name.
+        secret_key: the key.
+        region: of the store.
+        verify: whether its TLS certificate is checked.
         virtual_host: whether the bucket is part of the host's name instead of the path.
+
+    Raises:
+        InvalidField: the address is none.
     """
 
-    endpoint: str
-    access_key: str
-    secret_key: str = field(repr=False)
-    region: str = "us-east-1"
-    verify: bool = True
-    virtual_host: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        access_key: str,
+        secret_key: str,
+        region: str = DEFAULT_REGION,
+        *,
+        verify: bool = True,
+        virtual_host: bool = False,
+    ) -> None:
+        self.endpoint = endpoint.rstrip("/")
+        self.access_key = access_key
+        self.secret_key = secret_key
+        self.region = region or DEFAULT_REGION
+        self.verify = verify
+        self.virtual_host = virtual_host
         parts = urlsplit(self.endpoint)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise InvalidField(

@@ -5,9 +5,7 @@ Source: "Error responses" in the S3 API reference.
 
 from __future__ import annotations
 
-import html
 import re
-from http import HTTPStatus
 
 from oscar.errors import BucketNotFound, Forbidden, NoAnswer, ObjectNotFound, OscarError, StorageError
 
@@ -28,6 +26,8 @@ def refusal(host: str, status: int, body: str, bucket: str, key: str = "") -> Os
         bucket: that was asked for.
         key: that was asked for, if any.
     """
+    import html  # loads long tables, which only trouble needs
+
     code = _CODE.search(body)
     message = _MESSAGE.search(body)
     # An answer to HEAD has no body, so that the status must do.
@@ -44,6 +44,8 @@ def refusal(host: str, status: int, body: str, bucket: str, key: str = "") -> Os
 
 
 def _phrase(status: int) -> str:
+    from http import HTTPStatus
+
     try:
         return HTTPStatus(status).phrase
     except ValueError:

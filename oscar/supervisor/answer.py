@@ -45,7 +45,7 @@ async def answer(
         StorageError: a file can't be read.
         Unsupported: there are too many.
     """
-    found = await asyncio.to_thread(results.find, work, plan.work, warn) if plan.answers else []
+    found = await asyncio.to_thread(results.find, work, plan.moves.work, warn) if plan.answers else []
     if not found:
         yield log
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from oscar.errors import StorageError
@@ -59,10 +59,10 @@ class Call:
         else:
             planned = await asyncio.to_thread(self._furnish)
         self._plan = planned
-        if planned.downloads:
+        if planned.moves.downloads:
             stores = self.stores()
             try:
-                await stage_in(replace(planned, files=()), self.folder.work, stores, self.said.append)
+                await stage_in(planned.moves._replace(files=()), self.folder.work, stores, self.said.append)
             finally:
                 await stores.close()
         # Not those of the service, whatever they are by now: the worker has them as they were when it started.
@@ -80,7 +80,7 @@ class Call:
             environment=self.environment,
             resource_id=self.host,
         )
-        for file in planned.files:
+        for file in planned.moves.files:
             self.folder.put(file.path, file.content)
         return planned
 
@@ -105,11 +105,11 @@ class Call:
             body = base64.b64encode(small)
         else:
             body = await whole_answer(planned, self.folder.work, reply.log, warn=self.said.append)
-        if planned.outputs:
+        if planned.moves.outputs:
             stores = self.stores()
             try:
                 producer = Producer.of(self.id, self.hops, self.trace)
-                await stage_out(planned, self.folder.work, stores, self.said.append, producer)
+                await stage_out(planned.moves, self.folder.work, stores, self.said.append, producer)
             finally:
                 await stores.close()
         return body

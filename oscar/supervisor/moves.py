@@ -1,38 +1,41 @@
 """What is moved around a run: which objects are fetched, which files written, where results go.
 
 Made by `plan`, carried out by `stage`. Apart from `plan`, because staging containers (`pod`) are given their moves and
-start without the model of a service. Pure.
+start without the model of a service. Named tuples here and in all that they load: dataclasses take longer to make than
+a staging container has to do. Pure.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Download:
+class Download(NamedTuple):
     """An object to fetch; `name` is its path below the input folder."""
 
     provider: str
     bucket: str
     key: str
     name: str
-    url: str = field(default="", repr=False)
+    url: str = ""
     """Where the delegating cluster lets it be read without keys; else it comes from the provider."""
 
+    def __repr__(self) -> str:
+        return f"Download({self.provider} {self.bucket}/{self.key})"
 
-@dataclass(frozen=True, slots=True)
-class InputFile:
+
+class InputFile(NamedTuple):
     """A file to write; `path` is relative to the work folder."""
 
     path: str
-    content: bytes = field(repr=False)
+    content: bytes
+
+    def __repr__(self) -> str:
+        return f"InputFile({self.path})"
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """A place for results; `folder` is below the bucket, without slashes at its ends.
 
     The bucket is the space for Onedata, the scope for Rucio, and empty for WebDAV, as in `model.record.Record`.
@@ -55,8 +58,7 @@ class Output:
         return f"{self.folder}/{name}" if self.folder else name
 
 
-@dataclass(frozen=True, slots=True)
-class Moves:
+class Moves(NamedTuple):
     """All that is moved for one run."""
 
     downloads: tuple[Download, ...]
@@ -86,5 +88,7 @@ class Moves:
 
 def event_file(job_id: str, content: bytes) -> InputFile:
     """The input file of an event that has its content in itself."""
+    import uuid  # slow to load, and most events hold no file
+
     # Made from the job's id: a stage-in that goes on after a crash must not leave two of them.
     return InputFile(f"in/event-file-{uuid.uuid5(uuid.NAMESPACE_OID, job_id)}", content)

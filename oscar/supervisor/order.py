@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from oscar.model.trouble import Trouble
 from oscar.supervisor.moves import Download, Moves, Output
@@ -30,33 +29,34 @@ TWICE_CODE = 119
 
 LONGEST_REPORT = 4096
 _LONGEST_MESSAGE = 1500
+_NO_URLS: Mapping[str, str] = {}
 
 
 WITHDRAWN = "withdrawn"
 """What a marker holds when nobody is to do the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Marker:
+class Marker(NamedTuple):
     """An object that says which pod does this run: written once, by URLs that allow just that."""
 
     put: str
     get: str
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(NamedTuple):
     """An S3 store, and a key pair of it."""
 
     endpoint: str
     access_key: str
-    secret_key: str = field(repr=False)
+    secret_key: str
     region: str = ""
     verify: bool = True
 
+    def __repr__(self) -> str:
+        return f"Keys({self.access_key} at {self.endpoint})"
 
-@dataclass(frozen=True, slots=True)
-class Order:
+
+class Order(NamedTuple):
     """One run, for its staging containers."""
 
     job_id: str
@@ -64,40 +64,53 @@ class Order:
     """The platform's own store with the keys of the run's user."""
     moves: Moves
     """Without the contents of files: those are in the payload."""
+    inline: bool = False
+    """Whether the payload holds a file itself."""
     hops: int = 0
     trace: str = ""
     fault: str = ""
     """Why nothing can be moved; what is wrong with the payload."""
-    definition: Mapping[str, Any] | None = field(default=None, repr=False)
+    definition: Mapping[str, Any] | None = None
     """The service with the keys of its providers, when something moves from or to another store than the own one."""
     hosts: tuple[str, ...] = ()
     """Which may have private addresses, as stores of users' services; see `objects.reach`."""
     marker: Marker | None = None
-    urls: Mapping[str, str] = field(default_factory=dict, repr=False)
+    urls: Mapping[str, str] = _NO_URLS
     """Where the bodies are, by name, that are too large to lie beside the order."""
+
+    def __repr__(self) -> str:
+        return f"Order({self.job_id})"
 
     def as_file(self) -> bytes:
         """What is written into the folder."""
-        return json.dumps(asdict(self)).encode()
+        moves = self.moves._asdict() | {
+            "downloads": [each._asdict() for each in self.moves.downloads],
+            "outputs": [each._asdict() for each in self.moves.outputs],
+        }
+        told = self._asdict() | {
+            "own": self.own._asdict(),
+            "moves": moves,
+            "marker": self.marker and self.marker._asdict(),
+        }
+        return json.dumps(told).encode()
 
 
-@dataclass(slots=True)
-class Report:
+class Report(NamedTuple):
     """How staging ended; without `trouble` well."""
 
     trouble: Trouble | None = None
     message: str = ""
-    lines: list[tuple[str, str]] | None = None
+    lines: Sequence[tuple[str, str]] | None = None
     """Time and text of what it said; None when that is too much, and has to be read from its log."""
 
     def as_message(self) -> str:
         """As a termination message: the lines are left out when they do not fit."""
         for lines in (self.lines, None):
             said = Report(self.trouble, self.message[:_LONGEST_MESSAGE], lines)
-            text = json.dumps(asdict(said), separators=(",", ":"), ensure_ascii=True)
+            text = json.dumps(said._asdict(), separators=(",", ":"), ensure_ascii=True)
             if len(text) <= LONGEST_REPORT:
                 return text
-        return json.dumps(asdict(Report(self.trouble, self.message[:100])))
+        return json.dumps(Report(self.trouble, self.message[:100])._asdict())
 
 
 def report_of(message: str) -> Report | None:

@@ -26,9 +26,9 @@ def order_of(job_id: str, service: Service, planned: Plan | None, own: MinIOProv
     keys = Keys(own.endpoint, own.access_key, own.secret_key, own.region, own.verify)
     if planned is None:
         return Order(job_id, keys, Moves((), (), (), "", service.log_level))
-    moves = Moves(planned.downloads, (), planned.outputs, planned.work, planned.log_level)
+    moves = planned.moves._replace(files=())
     definition = None if _stays_home(service, moves) else _definition(service)
-    return Order(job_id, keys, moves, definition=definition)
+    return Order(job_id, keys, moves, inline=bool(planned.moves.files), definition=definition)
 
 
 def config_of(service: Service) -> bytes:

@@ -42,9 +42,10 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan(Moves):
+class Plan:
     """All that happens around one run of a script."""
 
+    moves: Moves
     event: Event
     environment: Mapping[str, str] = field(repr=False)
     mode: Mode
@@ -96,18 +97,14 @@ def plan(
         **_event_variables(event, downloads),
     }
     return Plan(
+        moves=Moves(downloads, files, _outputs(service, event), work, service.log_level),
         event=event,
-        downloads=downloads,
-        files=files,
-        outputs=_outputs(service, event),
         environment={
             **service_environment(service),
             **{name: value for name, value in own.items() if value},
             **(environment or {}),
         },
         mode=mode,
-        work=work,
-        log_level=service.log_level,
     )
 
 

@@ -4,34 +4,31 @@ Started by the pods that `compute.kubernetes` makes. The folder of the run is sh
 sees its `work` and, read-only, its `config`. Ends with 0, or 1 and a `Report` that says why; what it says goes to
 its own log as well. Memory does not grow with the size of files.
 
-Each run waits for the start of two such containers, so that what is loaded here counts: no pydantic, and libraries for
-other stores than the own one only when the run has business there.
+Each run waits for the start of two such containers, so that what is loaded here counts: no event loop, no pydantic, and
+libraries for other stores than the own one only when the run has business there.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
-from http import HTTPStatus
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from oscar.errors import BadRequest, OscarError, StorageError
-from oscar.model.event import decode
 from oscar.model.producer import Producer
 from oscar.model.trouble import Trouble, trouble_of
-from oscar.objects.s3 import S3Store
 from oscar.supervisor import asking
 from oscar.supervisor.asking import Answer
 from oscar.supervisor.moves import event_file
 from oscar.supervisor.order import CONFIG, PAYLOAD, SCRIPT, WITHDRAWN, Order, Report, read_order
+from oscar.supervisor.own import OwnStore, insist
 from oscar.supervisor.stage import Stores, stage_in, stage_out
+from oscar.supervisor.ways import Blocking, Loop, Way, finish
 
 ROOT = Path("/oscar")
 """The run's folder, in the staging containers and in the user's."""
@@ -44,18 +41,27 @@ MESSAGE = Path("/dev/termination-log")
 
 _PAUSES = (1.0, 4.0, 15.0)
 """Seconds before results are stored once more: the script may have worked for hours."""
-_TRIES = 5
+_OWN_PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before the own store is asked once more, before a run begins."""
+_TAKEN = 412
+
+Move = Callable[[Stores, Way], Coroutine[Any, Any, object]]
+"""A step of `stage`."""
 
 
 class StartedTwice(OscarError):
     """The run was started before: whether its script had an effect is not known."""
 
 
-@dataclass(slots=True)
+class _Stopped(BaseException):
+    """Somebody ends this container."""
+
+
 class Voice:
     """Says lines, and remembers them for the report."""
 
-    lines: list[tuple[str, str]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str]] = []
 
     def __call__(self, text: str) -> None:
         """Say a line."""
@@ -76,11 +82,12 @@ def main(step: str, *, root: Path = ROOT, folder: Path = ORDER_FOLDER, message: 
         message: the termination message.
     """
     voice = Voice()
-    work = {"in": before, "out": after}[step]
+    # The first process of a container does not see this signal otherwise.
+    signal.signal(signal.SIGTERM, _stop)
     try:
-        asyncio.run(_until_told(work(read_order(folder), root, folder, voice)))
+        {"in": before, "out": after}[step](read_order(folder), root, folder, voice)
         report = Report()
-    except asyncio.CancelledError:
+    except _Stopped:
         report = Report(trouble=Trouble.OUR, message="staging was stopped")
     except StartedTwice as error:
         report = Report(trouble=Trouble.LOST, message=error.message)
@@ -88,19 +95,17 @@ def main(step: str, *, root: Path = ROOT, folder: Path = ORDER_FOLDER, message: 
         report = Report(trouble=trouble_of(error), message=error.message)
     except OSError as error:
         report = Report(trouble=Trouble.OUR, message=f"{error.strerror}: {error.filename}")
-    report.lines = voice.lines
-    message.write_text(report.as_message())
+    message.write_text(report._replace(lines=voice.lines).as_message())
     return 1 if report.trouble else 0
 
 
-async def _until_told(work: Coroutine[Any, Any, None]) -> None:
-    """Do the work; SIGTERM ends it, which the first process of a container would not see otherwise."""
-    task = asyncio.ensure_future(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await task
+def _stop(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped
 
 
-async def before(order: Order, root: Path, folder: Path, say: Callable[[str], None]) -> None:
+def before(order: Order, root: Path, folder: Path, say: Callable[[str], None]) -> None:
     """Everything before the script.
 
     Raises:
@@ -109,71 +114,67 @@ async def before(order: Order, root: Path, folder: Path, say: Callable[[str], No
     """
     if (root / STARTED).exists():
         raise StartedTwice
-    await _mark(order, os.environ.get(POD, ""))
+    _mark(order, os.environ.get(POD, ""))
     if order.fault:
         raise BadRequest(order.fault)
-    bodies = {name: await _body(order, folder, name) for name in (PAYLOAD, SCRIPT, CONFIG)}
+    bodies = {name: _body(order, folder, name) for name in (PAYLOAD, SCRIPT, CONFIG)}
     for name, mode in (("work", 0o777), ("config", 0o755), ("state", 0o777)):
         (root / name).mkdir(exist_ok=True)
         # Not by mkdir's mode, which the umask cuts: the users of images are anybody.
         (root / name).chmod(mode)
-    await asyncio.to_thread(_furnish, root / "config", bodies)
-    content = decode(bodies[PAYLOAD]).content
-    files = () if content is None else (event_file(order.job_id, content),)
-    async with _stores(order) as stores:
-        await stage_in(replace(order.moves, files=files), root / "work", stores, say)
+    _furnish(root / "config", bodies)
+    moves = (
+        order.moves._replace(files=(event_file(order.job_id, _content(bodies)),))
+        if order.inline
+        else order.moves
+    )
+    _stage(order, lambda stores, way: stage_in(moves, root / "work", stores, say, way=way))
     if not bodies[SCRIPT]:
         # The image's own command runs, which can't make the mark itself.
         (root / STARTED).touch(exist_ok=False)
 
 
-async def after(order: Order, root: Path, folder: Path, say: Callable[[str], None]) -> None:
+def after(order: Order, root: Path, folder: Path, say: Callable[[str], None]) -> None:
     """Everything after it."""
     del folder
     producer = Producer.of(order.job_id, order.hops, order.trace)
-    async with _stores(order) as stores:
-        for pause in (*_PAUSES, None):
-            try:
-                await stage_out(order.moves, root / "work", stores, say, producer)
-            except OscarError as error:
-                if pause is None or trouble_of(error) is not Trouble.OUR:
-                    raise
-                say(f"storing the results failed, again in {pause:.0f} s: {error.message}")
-                await asyncio.sleep(pause)
-            else:
-                return
+    for pause in (*_PAUSES, None):
+        try:
+            _stage(
+                order,
+                lambda stores, way: stage_out(order.moves, root / "work", stores, say, producer, way=way),
+            )
+        except OscarError as error:
+            if pause is None or trouble_of(error) is not Trouble.OUR:
+                raise
+            say(f"storing the results failed, again in {pause:.0f} s: {error.message}")
+            time.sleep(pause)
+        else:
+            return
 
 
-@dataclass(frozen=True, slots=True)
-class _Own:
-    """Stores of a run that needs none but the platform's own."""
+def _stage(order: Order, move: Move) -> None:
+    if order.definition is None:
+        finish(move(OwnStore(order.own), Blocking()))
+        return
+    import asyncio
 
-    store: S3Store
-
-    def open(self, provider: str) -> S3Store:
-        """See `Stores.open`."""
-        del provider
-        return self.store
+    asyncio.run(_stage_elsewhere(order, order.definition, move))
 
 
-@contextlib.asynccontextmanager
-async def _stores(order: Order) -> AsyncIterator[Stores]:
+async def _stage_elsewhere(order: Order, definition: Mapping[str, Any], move: Move) -> None:
+    from oscar.model.service import Service
+    from oscar.objects.reach import reach_of
+    from oscar.objects.s3 import S3Store
+    from oscar.supervisor.providers import Clients, Providers
+
     keys = order.own
     own = S3Store(keys.endpoint, keys.access_key, keys.secret_key, keys.region, verify=keys.verify)
+    clients = Clients(reach_of(order.hosts))
     try:
-        if order.definition is None:
-            yield _Own(own)
-            return
-        from oscar.model.service import Service
-        from oscar.objects.reach import reach_of
-        from oscar.supervisor.providers import Clients, Providers
-
-        clients = Clients(reach_of(order.hosts))
-        try:
-            yield Providers(Service.model_validate(order.definition), own, clients)
-        finally:
-            await clients.close()
+        await move(Providers(Service.model_validate(definition), own, clients), Loop())
     finally:
+        await clients.close()
         await own.close()
 
 
@@ -186,32 +187,40 @@ def _furnish(config: Path, bodies: Mapping[str, bytes]) -> None:
         (config / name).chmod(0o755 if name.endswith(".sh") else 0o644)
 
 
-async def _body(order: Order, folder: Path, name: str) -> bytes:
+def _content(bodies: Mapping[str, bytes]) -> bytes:
+    from oscar.model.event import decode  # loads all kinds of events
+
+    content = decode(bodies[PAYLOAD]).content
+    if content is None:
+        raise BadRequest("the payload holds no file")
+    return content
+
+
+def _body(order: Order, folder: Path, name: str) -> bytes:
     if name in order.urls:
-        return (await _insist(order, "GET", order.urls[name])).body
+        return _insist(order, "GET", order.urls[name]).body
     path = folder / name
-    return await asyncio.to_thread(path.read_bytes) if path.exists() else b""
+    return path.read_bytes() if path.exists() else b""
 
 
-async def _mark(order: Order, pod: str) -> None:
+def _mark(order: Order, pod: str) -> None:
     """Say durably that this pod does the run; another one has no business with it then."""
     marker = order.marker
     if marker is None:
         return
-    answer = await _insist(
-        order, "PUT", marker.put, pod.encode(), {"If-None-Match": "*"}, also=(HTTPStatus.PRECONDITION_FAILED,)
-    )
-    if answer.status != HTTPStatus.PRECONDITION_FAILED:
+    headers = {"if-none-match": "*"}
+    answer = _insist(order, "PUT", marker.put, pod.encode(), headers, also=(_TAKEN,))
+    if answer.status != _TAKEN:
         return
     # Our own mark, when the answer to it was lost or the container was started again.
-    found = (await _insist(order, "GET", marker.get)).body.decode(errors="replace")
+    found = _insist(order, "GET", marker.get).body.decode(errors="replace")
     if found == WITHDRAWN:
         raise StorageError("the run was withdrawn before it began")
     if not pod or found != pod:
         raise StartedTwice(f"the run was begun by another pod ({found}) before")
 
 
-async def _insist(
+def _insist(
     order: Order,
     method: str,
     url: str,
@@ -225,23 +234,12 @@ async def _insist(
     Raises:
         StorageError: it refuses, or can't be reached.
     """
-    words = ""
-    for attempt in range(_TRIES):
-        if attempt:
-            await asyncio.sleep(2.0 ** (attempt - 1))
-        try:
-            answer = await asyncio.to_thread(
-                asking.ask, method, url, body, headers or {}, verify=order.own.verify
-            )
-        except asking.NoAnswer as error:
-            words = str(error)
-            continue
+    try:
+        answer = insist(lambda: asking.ask(method, url, body, headers, verify=order.own.verify), _OWN_PAUSES)
+    except asking.NoAnswer as error:
+        words = str(error)
+    else:
         if answer.is_success or answer.status in also:
             return answer
         words = f"it answered {answer.status}"
-        if answer.status < HTTPStatus.INTERNAL_SERVER_ERROR and answer.status not in {
-            HTTPStatus.CONFLICT,
-            HTTPStatus.TOO_MANY_REQUESTS,
-        }:
-            break
     raise StorageError(f"the platform's own store can't be used from this pod: {words}")

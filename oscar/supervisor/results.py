@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from oscar.errors import StorageError, Unsupported
 
@@ -28,8 +28,7 @@ _READABLE = frozenset({"in", "out"})
 Parts = tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(NamedTuple):
     """A file: `name` is its path below the output folder, `parts` where it really is below the work folder."""
 
     name: str

@@ -6,42 +6,37 @@ the script left. Both verbs may be repeated after a crash. Every error names pro
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import errno
 import mimetypes
 import os
-import shutil
-import tempfile
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from oscar.errors import BucketNotFound, OscarError, StorageError, StorageFull
 from oscar.model.producer import Producer
 from oscar.model.provider import OWN_STORE
-from oscar.objects.base import FileStore
 from oscar.supervisor import results
 from oscar.supervisor.moves import Download, InputFile, Moves
 from oscar.supervisor.results import Result
+from oscar.supervisor.ways import Loop, Way
+
+if TYPE_CHECKING:
+    from oscar.objects.base import Transfers
 
 Say = Callable[[str], None]
 """Appends one line to the job's log."""
 
-PARALLEL = 4
-"""Transfers of one job at a time."""
 SMALL = 64 * 1024
 """Bytes that are written at once: handing them to a thread would take longer."""
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 _LEVELS = {"NOTSET": 0, "DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
-_STAGING = ".staging-"
+_STAGING = ".staging"
+_LOOP = Loop()
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A result that was stored."""
 
     name: str
@@ -77,7 +72,7 @@ class Speaker:
 class Stores(Protocol):
     """The stores that one run's moves name."""
 
-    def open(self, provider: str) -> FileStore:
+    def open(self, provider: str) -> Transfers:
         """The store that a provider string names.
 
         Raises:
@@ -85,7 +80,7 @@ class Stores(Protocol):
         """
 
 
-async def stage_in(moves: Moves, work: Path, stores: Stores, say: Say) -> None:
+async def stage_in(moves: Moves, work: Path, stores: Stores, say: Say, *, way: Way = _LOOP) -> None:
     """Fill `in` of the work folder, and make `out`; the script must not run yet.
 
     Args:
@@ -93,6 +88,7 @@ async def stage_in(moves: Moves, work: Path, stores: Stores, say: Say) -> None:
         work: the work folder on this machine; it exists.
         stores: of the service.
         say: for the job's log.
+        way: how it waits; without an event loop the stores must not need one either.
 
     Raises:
         ObjectNotFound, BucketNotFound, Forbidden, StorageError: an input can't be had, with the store's words.
@@ -107,15 +103,21 @@ async def stage_in(moves: Moves, work: Path, stores: Stores, say: Say) -> None:
             if len(file.content) <= SMALL:
                 _write(work, file)
             else:
-                await asyncio.to_thread(_write, work, file)
+                await way.aside(_write, work, file)
         if moves.downloads:
-            await _download_all(moves.downloads, work, stores, speaker)
+            await _download_all(moves.downloads, work, stores, speaker, way)
     except OSError as error:
         raise _disk(error) from error
 
 
 async def stage_out(
-    moves: Moves, work: Path, stores: Stores, say: Say, producer: Producer | None = None
+    moves: Moves,
+    work: Path,
+    stores: Stores,
+    say: Say,
+    producer: Producer | None = None,
+    *,
+    way: Way = _LOOP,
 ) -> list[Stored]:
     """Store what the script left in `out`; the script must have ended.
 
@@ -125,6 +127,7 @@ async def stage_out(
         stores: of the service.
         say: for the job's log.
         producer: the job, so that a repeated stage-out writes (and starts others) once.
+        way: as for `stage_in`.
 
     Returns:
         What was stored, in the order of names.
@@ -134,7 +137,7 @@ async def stage_out(
         Unsupported, InvalidField: a provider can't be used, or there are too many files.
     """
     speaker = Speaker(say, moves.log_level)
-    found = await asyncio.to_thread(results.find, work, moves.work, speaker.warning)
+    found = await way.aside(results.find, work, moves.work, speaker.warning)
     by_name = {result.name: result for result in found}
     targets = moves.targets(by_name)
     for name in sorted(by_name.keys() - {target[0] for target in targets}) if moves.outputs else ():
@@ -144,26 +147,26 @@ async def stage_out(
 
     async def store(target: tuple[str, str, str, str]) -> Stored:
         name, provider, bucket, key = target
-        stored = await _upload(by_name[name], work, opened[provider], target, producer)
+        stored = await _upload(by_name[name], work, opened[provider], target, producer, way)
         speaker.info(f"stored {name} ({stored.size} bytes) as {provider} {bucket}/{key}")
         return stored
 
-    return await _parallel(store, targets)
+    return await way.all(store, targets)
 
 
-async def _download_all(downloads: Sequence[Download], work: Path, stores: Stores, speaker: Speaker) -> None:
-    for left in work.glob(f"{_STAGING}*"):
-        shutil.rmtree(left, ignore_errors=True)
+async def _download_all(
+    downloads: Sequence[Download], work: Path, stores: Stores, speaker: Speaker, way: Way
+) -> None:
     opened = {
         download.provider: _open(stores, download.provider) for download in downloads if not download.url
     }
     # Not in `in`: what a killed server leaves half-done must not look like an input.
-    with tempfile.TemporaryDirectory(prefix=_STAGING, dir=work) as staging:
+    with _staging(work / _STAGING) as staging:
 
         async def fetch(numbered: tuple[int, Download]) -> None:
             number, download = numbered
             place = f"{download.provider} {download.bucket}/{download.key}"
-            path = Path(staging, str(number))
+            path = staging / str(number)
             try:
                 if download.url:
                     # Its library takes long to load, for those who use it.
@@ -174,22 +177,49 @@ async def _download_all(downloads: Sequence[Download], work: Path, stores: Store
                     found = await opened[download.provider].download(download.bucket, download.key, path)
             except OscarError as error:
                 raise _named(error, place) from error
-            _put_in_place(Path(staging, str(number)), work / "in", download.name)
+            _put_in_place(path, work / "in", download.name)
             speaker.info(f"fetched {place} ({found.size} bytes)")
 
-        await _parallel(fetch, list(enumerate(downloads)))
+        await way.all(fetch, list(enumerate(downloads)))
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """An empty folder for the length of a block; an earlier one may have been left behind."""
+    for attempt in range(2):
+        try:
+            folder.mkdir(mode=0o700)
+            break
+        except FileExistsError:
+            if attempt:
+                raise
+            _remove(folder)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        import shutil  # only after trouble: it loads all kinds of archives
+
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _upload(
     result: Result,
     work: Path,
-    store: FileStore,
+    store: Transfers,
     target: tuple[str, str, str, str],
     producer: Producer | None,
+    way: Way,
 ) -> Stored:
     name, provider, bucket, key = target
     place = f"{provider} {bucket}/{key}"
-    folder = await asyncio.to_thread(results.open_folder, work, result)
+    folder = await way.aside(results.open_folder, work, result)
     try:
         # By the folder's descriptor: nothing on the way can be exchanged for a link, and stores follow none
         # at its end.
@@ -212,7 +242,7 @@ async def _upload(
     return Stored(name, provider, bucket, key, found.size)
 
 
-def _open(stores: Stores, provider: str) -> FileStore:
+def _open(stores: Stores, provider: str) -> Transfers:
     try:
         return stores.open(provider)
     except OscarError as error:
@@ -258,21 +288,3 @@ def _put_in_place(fetched: Path, inputs: Path, name: str) -> None:
         _make_folder(path.parent)
     fetched.chmod(0o666)
     fetched.replace(path)
-
-
-async def _parallel(act: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:
-    """Act on all items, `PARALLEL` at a time; the first error ends the others and is raised as it is."""
-    done: dict[int, R] = {}
-    pending = iter(enumerate(items))
-
-    async def worker() -> None:
-        for index, item in pending:
-            done[index] = await act(item)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(PARALLEL, len(items))):
-                group.create_task(worker())
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [done[index] for index in range(len(items))]

@@ -276,9 +276,7 @@ def test_the_doctor_says_what_the_cluster_can(running: Server, kubernetes: Clust
     assert code == 1
     missing = {topic for topic, each in found.items() if each["level"] == "missing"}
     has_knative = kubernetes.try_kubectl("get", "ksvc", "-A").returncode == 0
-    assert missing == {"image", "own store", "routes"} | (set() if has_knative else {"knative", "rights"}), (
-        found
-    )
+    assert missing == {"image", "own store", "routes"} | (set() if has_knative else {"knative"}), found
     assert found["volumes"]["level"] == "warning"
 
 

@@ -99,7 +99,7 @@ class Bench:
         async def act() -> None:
             async with self.store(user) as own:
                 providers = Providers(self.service, own)
-                await stage_in(made, self.work, providers, self.log.append)
+                await stage_in(made.moves, self.work, providers, self.log.append)
                 await providers.close()
 
         asyncio.run(act())
@@ -108,7 +108,7 @@ class Bench:
         async def act() -> list[Stored]:
             async with self.store() as own:
                 providers = Providers(self.service, own)
-                stored = await stage_out(planned, self.work, providers, self.log.append, producer)
+                stored = await stage_out(planned.moves, self.work, providers, self.log.append, producer)
                 await providers.close()
                 return stored
 
@@ -185,7 +185,7 @@ def test_bodies_arrive(bench: Bench) -> None:
     for content in (b"aGVsbG8=", b'"' + b"x" * 200_000 + b'"'):
         made = bench.plan(content)
         bench.stage_in(made)
-        assert bench.files()[made.files[0].path] == made.files[0].content
+        assert bench.files()[made.moves.files[0].path] == made.moves.files[0].content
 
 
 def test_synchronous_calls_get_the_event_beside(bench: Bench) -> None:
@@ -212,8 +212,8 @@ def test_staging_again_after_a_crash(bench: Bench) -> None:
     made = bench.plan(event("in/a"))
     bench.stage_in(made)
     # As a kill in the middle of a transfer leaves it.
-    (bench.work / ".staging-left").mkdir()
-    (bench.work / ".staging-left" / "0").write_bytes(b"wh")
+    (bench.work / ".staging").mkdir()
+    (bench.work / ".staging" / "0").write_bytes(b"wh")
     (bench.work / "in" / "a").write_bytes(b"wh")
     bench.stage_in(made)
     assert bench.files() == {"in/a": b"whole"}
@@ -521,12 +521,12 @@ async def main(endpoint, access_key, secret_key, work, event):
     own = S3Store(endpoint, access_key, secret_key)
     providers = Providers(service, own)
     small = plan(service, b"{}", job_id="j")
-    await stage_in(small, Path(work), providers, print)
+    await stage_in(small.moves, Path(work), providers, print)
     before = peak()
     made = plan(service, Path(event).read_bytes(), job_id="j")
-    await stage_in(made, Path(work), providers, print)
+    await stage_in(made.moves, Path(work), providers, print)
     Path(work, "in/large").rename(Path(work, "out/large"))
-    await stage_out(made, Path(work), providers, print)
+    await stage_out(made.moves, Path(work), providers, print)
     print(peak() - before)
     await own.close()
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Pod:
     def ordered(self, service: Service, own: MinIOProvider, **fields: Any) -> Order:
         """As `compute.kubernetes` makes it."""
         planned = plan(service, self.payload, job_id="cat", resource_id="")
-        return replace(order_of("cat", service, planned, own), **fields)
+        return order_of("cat", service, planned, own)._replace(**fields)
 
     def step(self, word: str, *, own: str = "") -> tuple[int, Report]:
         """Run a staging container; its exit code and its report."""
@@ -161,7 +161,7 @@ def test_stores_of_users_are_reached_where_the_order_says(pod: Pod, server: s3_s
             "storage_providers": {"minio": {"far": far}},
             "output": [{"storage_provider": "minio.far", "path": f"{BUCKET}/far"}],
         }
-        own = MinIOProvider.model_validate(asdict(pod.told.own))
+        own = MinIOProvider.model_validate(pod.told.own._asdict())
         told = pod.ordered(Service.model_validate(definition), own, hosts=hosts)
         (pod.folder / "order/order").write_bytes(told.as_file())
         return pod.step("out")
@@ -199,8 +199,8 @@ def test_a_store_that_can_not_be_reached_is_trouble_of_ours(pod: Pod) -> None:
     pod.order(b"{}")
     pod.step("in")
     (pod.root / "work/out/x").write_text("x")
-    away = replace(pod.told.own, endpoint="http://127.0.0.1:1")
-    (pod.folder / "order/order").write_bytes(replace(pod.told, own=away).as_file())
+    away = pod.told.own._replace(endpoint="http://127.0.0.1:1")
+    (pod.folder / "order/order").write_bytes(pod.told._replace(own=away).as_file())
     code, report = pod.step("out")
     assert (code, report.trouble) == (1, Trouble.OUR)
     assert f"{BUCKET}/out/x" in report.message

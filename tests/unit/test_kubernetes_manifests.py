@@ -44,6 +44,7 @@ LABELS = {
 }
 """Of a run of the service cat."""
 
+PROGRAM = "import sys; from oscar.supervisor.__main__ import main; main(sys.argv[1:])"
 STAGING_CONTAINER = {
     "image": "ghcr.io/oscar/oscar:1",
     "env": [{"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}],
@@ -55,7 +56,9 @@ STAGING_CONTAINER = {
         "capabilities": {"drop": ["ALL"], "add": ["DAC_OVERRIDE", "FOWNER"]},
     },
     "volumeMounts": [
-        {"name": "run", "mountPath": "/oscar"},
+        {"name": "work", "mountPath": "/oscar/work"},
+        {"name": "config", "mountPath": "/oscar/config"},
+        {"name": "state", "mountPath": "/oscar/state"},
         {"name": "order", "mountPath": "/run/oscar", "readOnly": True},
     ],
 }
@@ -107,7 +110,7 @@ def test_the_job_of_a_run() -> None:
                     "initContainers": [
                         {
                             "name": "stage-in",
-                            "command": ["python3", "-m", "oscar.supervisor", "in"],
+                            "command": ["python3", "-c", PROGRAM, "in"],
                             **STAGING_CONTAINER,
                         },
                         {
@@ -137,26 +140,23 @@ def test_the_job_of_a_run() -> None:
                                 "requests": {"cpu": "0.5", "memory": "256Mi"},
                             },
                             "volumeMounts": [
-                                {"name": "run", "mountPath": "/oscar/work", "subPath": "work"},
-                                {
-                                    "name": "run",
-                                    "mountPath": "/oscar/config",
-                                    "subPath": "config",
-                                    "readOnly": True,
-                                },
-                                {"name": "run", "mountPath": "/oscar/state", "subPath": "state"},
+                                {"name": "work", "mountPath": "/oscar/work"},
+                                {"name": "config", "mountPath": "/oscar/config", "readOnly": True},
+                                {"name": "state", "mountPath": "/oscar/state"},
                             ],
                         },
                     ],
                     "containers": [
                         {
                             "name": "stage-out",
-                            "command": ["python3", "-m", "oscar.supervisor", "out"],
+                            "command": ["python3", "-c", PROGRAM, "out"],
                             **STAGING_CONTAINER,
                         }
                     ],
                     "volumes": [
-                        {"name": "run", "emptyDir": {}},
+                        {"name": "work", "emptyDir": {}},
+                        {"name": "config", "emptyDir": {}},
+                        {"name": "state", "emptyDir": {}},
                         {
                             "name": "order",
                             "secret": {
@@ -211,7 +211,7 @@ def test_the_secret_of_a_run_goes_with_its_job() -> None:
 
 def test_bodies_that_are_fetched_are_not_in_the_secret() -> None:
     spec = manifests.pod_spec(run_of(), place_of(), Files(b"order", {}), {})
-    assert spec["volumes"][1]["secret"]["items"] == [{"key": "order", "path": "order"}]
+    assert spec["volumes"][-1]["secret"]["items"] == [{"key": "order", "path": "order"}]
 
 
 def test_without_a_script_the_images_own_command_runs() -> None:
@@ -433,7 +433,7 @@ def test_a_volume_and_a_mount_are_in_the_users_container_only() -> None:
         for each in [*spec["initContainers"], *spec["containers"]]
     }
     assert {"/data", "/mnt"} <= places["oscar-container"]
-    assert places["stage-in"] == places["stage-out"] == {"/oscar", "/run/oscar"}
+    assert places["stage-in"] == places["stage-out"] == {"/oscar/work", "/oscar/config", "/oscar/state", "/run/oscar"}
     job = {"metadata": {"name": "cat-uuid-1", "uid": "u-1"}}
     secret = manifests.secret(OURS, order, "ns", files, {}, job)
     assert secret["data"]["mount.RCLONE_X"] == "a2V5"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def payload(key: str) -> bytes:
 def told(asked: Service, content: bytes, folder: Path, **fields: Any) -> Order:
     """As the container reads it."""
     planned = plan(asked, content, job_id="job")
-    order = replace(order_of("job", asked, planned, OWN), **fields)
+    order = order_of("job", asked, planned, OWN)._replace(**fields)
     (folder / ORDER).write_bytes(order.as_file())
     found = read_order(folder)
     assert found == order
@@ -86,7 +85,7 @@ def test_keys_of_other_stores_come_only_where_something_moves_there(tmp_path: Pa
 
 
 def test_a_payload_that_is_wrong_is_told(tmp_path: Path) -> None:
-    order = replace(order_of("job", service(), None, OWN), fault="no")
+    order = order_of("job", service(), None, OWN)._replace(fault="no")
     (tmp_path / ORDER).write_bytes(order.as_file())
     found = read_order(tmp_path)
     assert (found.fault, found.moves.downloads, found.moves.outputs) == ("no", (), ())

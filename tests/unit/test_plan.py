@@ -53,19 +53,19 @@ def several(*keys: str) -> dict[str, Any]:
 
 
 def names(made: Plan) -> list[str]:
-    return [download.name for download in made.downloads]
+    return [download.name for download in made.moves.downloads]
 
 
 def test_an_uploaded_file() -> None:
     event = put("in/deep/my photo+1.jpg")
     made = plan(event)
-    (download,) = made.downloads
+    (download,) = made.moves.downloads
     assert (download.provider, download.bucket, download.key) == (
         "minio.default",
         "photos",
         "in/deep/my photo+1.jpg",
     )
-    assert made.files == ()
+    assert made.moves.files == ()
     assert not made.answers
     environment = dict(made.environment)
     assert json.loads(environment.pop("EVENT")) == event
@@ -162,7 +162,7 @@ def test_mounted_folders_may_be_read() -> None:
 @pytest.mark.parametrize("content", [b"\xff\xd8binary", b""])
 def test_a_body_in_base64(content: bytes) -> None:
     made = plan(base64.b64encode(content))
-    (file,) = made.files
+    (file,) = made.moves.files
     assert made.answers
     assert file.content == content
     assert file.path.startswith("in/event-file-")
@@ -174,12 +174,12 @@ def test_a_body_in_base64(content: bytes) -> None:
 
 def test_a_body_of_json_is_kept_as_it_came() -> None:
     made = plan(b'{"a":   1}')
-    assert made.files[0].content == b'{"a":   1}'
+    assert made.moves.files[0].content == b'{"a":   1}'
     assert made.environment["EVENT"] == '{"a":   1}'
 
 
 def test_different_jobs_have_different_event_files() -> None:
-    assert plan_(service(), b"{}", job_id="a").files != plan_(service(), b"{}", job_id="b").files
+    assert plan_(service(), b"{}", job_id="a").moves.files != plan_(service(), b"{}", job_id="b").moves.files
 
 
 def test_defect_7_large_events_come_as_a_file_only() -> None:
@@ -188,7 +188,7 @@ def test_defect_7_large_events_come_as_a_file_only() -> None:
     too_large = plan(fits + b" ")
     assert "EVENT" not in too_large.environment
     assert too_large.environment["EVENT_FILE"] == "/oscar/config/event"
-    assert too_large.files[0].content == fits + b" "
+    assert too_large.moves.files[0].content == fits + b" "
 
 
 def test_defect_7_keys_are_not_damaged_by_a_shell() -> None:
@@ -201,7 +201,7 @@ def test_defect_7_keys_are_not_damaged_by_a_shell() -> None:
 
 def test_synchronous_calls_find_their_event_in_the_work_folder() -> None:
     made = plan(b"aGk=", mode=Mode.SYNC)
-    assert [(file.path.partition("-")[0], file.content) for file in made.files] == [
+    assert [(file.path.partition("-")[0], file.content) for file in made.moves.files] == [
         ("in/event", b"hi"),
         ("event", b"aGk="),
     ]
@@ -209,7 +209,7 @@ def test_synchronous_calls_find_their_event_in_the_work_folder() -> None:
     as_it_is = plan(b"{}", mode=Mode.SYNC)
     assert as_it_is.environment["EVENT_FILE"] == as_it_is.environment["INPUT_FILE_PATH"]
     stored = plan(put("in/a"), mode=Mode.SYNC)
-    assert [file.path for file in stored.files] == ["event"]
+    assert [file.path for file in stored.moves.files] == ["event"]
     assert stored.environment["INPUT_FILE_PATH"] == "/oscar/work/in/a"
     assert not stored.answers
 
@@ -217,10 +217,10 @@ def test_synchronous_calls_find_their_event_in_the_work_folder() -> None:
 def test_file_stage_in_skips_the_download() -> None:
     for mode in Mode:
         made = plan(put("in/a"), service(file_stage_in=True), mode=mode)
-        assert made.downloads == ()
+        assert made.moves.downloads == ()
         assert "INPUT_FILE_PATH" not in made.environment
         assert made.environment["STORAGE_OBJECT_KEY"] == "in/a"
-    assert plan(b"{}", service(file_stage_in=True)).files[0].content == b"{}"
+    assert plan(b"{}", service(file_stage_in=True)).moves.files[0].content == b"{}"
 
 
 def test_users_variables_never_take_reserved_names() -> None:
@@ -255,13 +255,13 @@ def test_query_parameters_of_an_api_gateway() -> None:
     made = plan({"httpMethod": "POST", "body": "aGk=", "queryStringParameters": query})
     assert made.event.kind is EventKind.API
     assert made.answers
-    assert made.files[0].content == b"hi"
+    assert made.moves.files[0].content == b"hi"
     assert {name for name in made.environment if name.startswith("CONT_VAR")} == {"CONT_VAR_size"}
 
 
 def delegated(provider: str, target: Service) -> list[tuple[str, str]]:
     made = plan(delegate(json.dumps(put("in/a", "far")).encode(), provider), target)
-    return [(download.provider, download.bucket) for download in made.downloads]
+    return [(download.provider, download.bucket) for download in made.moves.downloads]
 
 
 def test_delegated_events_are_fetched_where_they_came_from() -> None:
@@ -289,7 +289,7 @@ def test_events_of_amazon_s3() -> None:
     record = {**put("data/a b.txt", "amazon")["Records"][0], "eventSource": "aws:s3"}
     for ids, chosen in ((["one"], "s3.one"), (["one", "default"], "s3.default")):
         target = service(storage_providers={"s3": dict.fromkeys(ids, S3_KEYS)})
-        (download,) = plan({"Records": [record]}, target).downloads
+        (download,) = plan({"Records": [record]}, target).moves.downloads
         assert (download.provider, download.bucket, download.key) == (chosen, "amazon", "data/a b.txt")
     with pytest.raises(BadRequest, match="no provider for it") as caught:
         plan({"Records": [record]})
@@ -313,7 +313,7 @@ def test_outputs_of_stores_without_buckets() -> None:
             },
         },
     )
-    assert plan({}, target).targets(["sub/a.txt", "b.bin"]) == [
+    assert plan({}, target).moves.targets(["sub/a.txt", "b.bin"]) == [
         ("sub/a.txt", "webdav.w", "", "store/out/sub/a.txt"),
         ("sub/a.txt", "onedata.o", "my space", "out/sub/a.txt"),
         ("sub/a.txt", "rucio.r", "ada", "out/sub/a.txt"),
@@ -338,7 +338,7 @@ def test_events_of_other_providers() -> None:
     )
 
     def download(event: dict[str, Any]) -> tuple[str, str, str]:
-        (found,) = plan(event, target).downloads
+        (found,) = plan(event, target).moves.downloads
         return found.provider, found.bucket, found.key
 
     dcache = {"event": {"name": "i.jpg", "mask": ["IN_CREATE"]}, "subscription": "s"}
@@ -374,7 +374,7 @@ def test_events_name_no_more_of_rucio_than_the_inputs_say(scope: str, name: str,
     )
     event = {"event_type": "x", "payload": {"scope": scope, "name": name}}
     if taken:
-        assert [found.key for found in plan(event, target).downloads] == [name]
+        assert [found.key for found in plan(event, target).moves.downloads] == [name]
         return
     with pytest.raises(BadRequest, match="in no input of the service") as refused:
         plan(event, target)
@@ -403,14 +403,14 @@ def test_a_caller_can_not_name_a_foreign_file_by_an_event_that_looks_delegated()
     ):
         event = {"storage_provider": "webdav.dcache", "event": put(key, bucket)}
         if taken:
-            assert [found.key for found in plan(event, target).downloads] == [key]
+            assert [found.key for found in plan(event, target).moves.downloads] == [key]
         else:
             with pytest.raises(BadRequest, match="in no input of the service"):
                 plan(event, target)
 
 
 def keys(target: Service, *files: str, event: Any = b"{}") -> list[tuple[str, str, str, str]]:
-    return plan(event, target).targets(files)
+    return plan(event, target).moves.targets(files)
 
 
 def test_results_keep_their_folders() -> None:

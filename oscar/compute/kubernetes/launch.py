@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -225,8 +225,7 @@ class Launcher:
             CONFIG: config_of(service),
         }
         kept, urls = await self._place(run.name, bodies)
-        order = replace(
-            order_of(run.job_id, service, planned, await self._wares.keys(_user(run, planned))),
+        order = order_of(run.job_id, service, planned, await self._wares.keys(_user(run, planned)))._replace(
             hops=run.hops,
             trace=run.trace,
             fault=fault,

@@ -43,6 +43,10 @@ GRACE_S = 30
 ROOT = "/oscar"
 ORDER_FOLDER = "/run/oscar"
 
+_FOLDERS = ("work", "config", "state")
+"""Volumes of their own: for a part of a volume (`subPath`) the kubelet starts programs that mount it."""
+_STAGING = "import sys; from oscar.supervisor.__main__ import main; main(sys.argv[1:])"
+"""As `python -m oscar.supervisor`, without loading what finds a program by its name."""
 _ENV = "env."
 _SCRIPT = f"""\
 set -C
@@ -167,7 +171,7 @@ def pod_spec(run: Run, place: Place, files: Files, environment: Mapping[str, str
         ],
         "containers": [staging_container(STAGE_OUT, "out", place.staging)],
         "volumes": [
-            {"name": "run", "emptyDir": {}},
+            *({"name": name, "emptyDir": {}} for name in _FOLDERS),
             {
                 "name": "order",
                 "secret": {
@@ -189,11 +193,11 @@ def staging_container(name: str, step: str, staging: Staging) -> Body:
     return {
         "name": name,
         "image": staging.image,
-        "command": ["python3", "-m", "oscar.supervisor", step],
+        "command": ["python3", "-c", _STAGING, step],
         "env": [{"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}],
         **of_ours(staging.cpu, staging.memory, staging.memory_limit),
         "volumeMounts": [
-            {"name": "run", "mountPath": ROOT},
+            *({"name": name, "mountPath": f"{ROOT}/{name}"} for name in _FOLDERS),
             {"name": "order", "mountPath": ORDER_FOLDER, "readOnly": True},
         ],
     }
@@ -222,9 +226,9 @@ def user_container(service: Service, secret: str, environment: Mapping[str, str]
         "resources": resources(service),
         **security(service),
         "volumeMounts": [
-            {"name": "run", "mountPath": f"{ROOT}/work", "subPath": "work"},
-            {"name": "run", "mountPath": f"{ROOT}/config", "subPath": "config", "readOnly": True},
-            {"name": "run", "mountPath": f"{ROOT}/state", "subPath": "state"},
+            {"name": "work", "mountPath": f"{ROOT}/work"},
+            {"name": "config", "mountPath": f"{ROOT}/config", "readOnly": True},
+            {"name": "state", "mountPath": f"{ROOT}/state"},
         ],
     }
 

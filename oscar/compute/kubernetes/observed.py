@@ -7,6 +7,7 @@ made before its pod is ended or in one change with the deadline that ends it, so
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -152,7 +153,7 @@ def has_ended(pod: Body | None, container: str) -> bool:
     return bool(_of(_container(pod, container), "terminated"))
 
 
-def reported_lines(pod: Body | None, container: str) -> list[tuple[str, str]] | None:
+def reported_lines(pod: Body | None, container: str) -> Sequence[tuple[str, str]] | None:
     """What a staging container said, when it could tell it in its last message."""
     report = report_of(str(_of(_container(pod, container), "terminated").get("message", "")))
     return report.lines if report else None

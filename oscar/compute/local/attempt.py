@@ -182,7 +182,9 @@ class Attempt:
             async with asyncio.TaskGroup() as group:
                 if run.service.image and self._engine.name != "process":
                     group.create_task(self._engine.ensure_image(run.service.image))
-                group.create_task(stage_in(planned, self.place.work, self._around.providers(run), self._say))
+                group.create_task(
+                    stage_in(planned.moves, self.place.work, self._around.providers(run), self._say)
+                )
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
 
@@ -277,7 +279,9 @@ class Attempt:
         for pause in (*_STAGE_OUT_PAUSES, None):
             try:
                 await self._engine.own(self.place.work)
-                await stage_out(planned, self.place.work, self._around.providers(run), self._say, producer)
+                await stage_out(
+                    planned.moves, self.place.work, self._around.providers(run), self._say, producer
+                )
             except OscarError as error:
                 if pause is None or trouble_of(error) is not Trouble.OUR:
                     raise
