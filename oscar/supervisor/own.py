@@ -103,19 +103,11 @@ class OwnStore:
             if there is not None:
                 return there
         try:
-            opened = os.open(path, _READ)
+            body = _read(path)
         except OSError as error:
             raise _local(error, path) from error
-        with os.fdopen(opened, "rb") as file:
-            status = os.fstat(opened)
-            if not stat.S_ISREG(status.st_mode):
-                raise StorageError(f"{path.name} is not a file")
-            if status.st_size > SMALL:
-                return self._upload_large(bucket, key, path, producer, content_type)
-            try:
-                body = file.read(SMALL + 1)
-            except OSError as error:
-                raise _local(error, path) from error
+        if body is None:
+            return self._upload_large(bucket, key, path, producer, content_type)
         headers = {"content-type": content_type or "application/octet-stream"}
         if producer is not None:
             headers |= {f"x-amz-meta-{name}": value for name, value in producer.metadata().items()}
@@ -177,6 +169,25 @@ class OwnStore:
         if not answer.is_success:
             raise refusal(host, answer.status, answer.body.decode(errors="replace"), bucket, key)
         return answer
+
+
+def _read(path: Path) -> bytes | None:
+    """The file; None when it is large.
+
+    Raises:
+        StorageError: it is a link, or no file.
+    """
+    opened = os.open(path, _READ)
+    try:
+        status = os.fstat(opened)
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageError(f"{path.name} is not a file")
+        if status.st_size > SMALL:
+            return None
+        with open(opened, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(opened)
 
 
 def _local(error: OSError, path: Path) -> OscarError:

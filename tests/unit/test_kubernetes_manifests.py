@@ -433,7 +433,11 @@ def test_a_volume_and_a_mount_are_in_the_users_container_only() -> None:
         for each in [*spec["initContainers"], *spec["containers"]]
     }
     assert {"/data", "/mnt"} <= places["oscar-container"]
-    assert places["stage-in"] == places["stage-out"] == {"/oscar/work", "/oscar/config", "/oscar/state", "/run/oscar"}
+    assert (
+        places["stage-in"]
+        == places["stage-out"]
+        == {"/oscar/work", "/oscar/config", "/oscar/state", "/run/oscar"}
+    )
     job = {"metadata": {"name": "cat-uuid-1", "uid": "u-1"}}
     secret = manifests.secret(OURS, order, "ns", files, {}, job)
     assert secret["data"]["mount.RCLONE_X"] == "a2V5"
