@@ -53,8 +53,8 @@ class StartedTwice(OscarError):
     """The run was started before: whether its script had an effect is not known."""
 
 
-class _Stopped(BaseException):
-    """Somebody ends this container."""
+class _Stopped(KeyboardInterrupt):
+    """Somebody ends this container. Of this kind, because an event loop lets no other out of its tasks at once."""
 
 
 class Voice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -82,24 +83,31 @@ class Pod:
 
     def step(self, word: str, *, own: str = "") -> tuple[int, Report]:
         """Run a staging container; its exit code and its report."""
+        return self.ended(self.begun(word, own=own))
+
+    def begun(self, word: str, *, own: str = "") -> subprocess.Popen[bytes]:
+        """A staging container that runs."""
         code = (
             "import sys; from pathlib import Path; from oscar.supervisor import pod; f = Path(sys.argv[2]);"
             "from oscar.supervisor.__main__ import leave;"
             "pod._PAUSES = (0.1,);"
             "leave(pod.main(sys.argv[1], root=f/'run', folder=f/'order', message=f/'message'))"
         )
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-c", code, word, str(self.folder)],
             env=os.environ | {"POD_UID": own or self.uid},
-            check=False,
-            capture_output=True,
-            timeout=60,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        assert not done.stderr, done.stderr.decode()
+
+    def ended(self, container: subprocess.Popen[bytes]) -> tuple[int, Report]:
+        """Its exit code and its report."""
+        said, trouble = container.communicate(timeout=60)
+        assert not trouble, trouble.decode()
         report = report_of((self.folder / "message").read_text())
         assert report is not None
-        assert [text for _, text in report.lines or []] == done.stdout.decode().splitlines()
-        return done.returncode, report
+        assert [text for _, text in report.lines or []] == said.decode().splitlines()
+        return container.returncode, report
 
     def markers(self, key: str) -> Marker:
         """A marker as an engine signs it."""
@@ -204,6 +212,27 @@ def test_a_store_that_can_not_be_reached_is_trouble_of_ours(pod: Pod) -> None:
     code, report = pod.step("out")
     assert (code, report.trouble) == (1, Trouble.OUR)
     assert f"{BUCKET}/out/x" in report.message
+
+
+@pytest.mark.parametrize("files", [1, 10])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_container_that_is_told_to_end_says_so_at_once(pod: Pod, files: int, elsewhere: bool) -> None:
+    pod.order(b"{}")
+    pod.step("in")
+    for number in range(files):
+        (pod.root / f"work/out/{number}").write_text("x")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        away = pod.told.own._replace(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        definition = pod.service.model_dump(mode="json") if elsewhere else None
+        told = pod.told._replace(own=away, definition=definition)
+        (pod.folder / "order/order").write_bytes(told.as_file())
+        container = pod.begun("out")
+        silent.settimeout(30)
+        connection, _ = silent.accept()
+        with connection:
+            container.terminate()
+            code, report = pod.ended(container)
+    assert (code, report.trouble, report.message) == (1, Trouble.OUR, "staging was stopped")
 
 
 def test_a_run_is_begun_by_one_pod_only(pod: Pod) -> None:
