@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oscar.compute.kubernetes import logs
-from oscar.compute.kubernetes.logs import START, Line, Logs, Placer, Position, Splitter, decoded, merged, utc
+from oscar.compute.kubernetes.collect import last_words
+from oscar.compute.kubernetes.logs import (
+    START,
+    Growing,
+    Line,
+    Logs,
+    Placer,
+    Position,
+    Splitter,
+    decoded,
+    merged,
+    utc,
+)
 from oscar.errors import RunNotFound
+from oscar.objects.base import Found
 from oscar.objects.embedded.blobs import Blobs
 from oscar.objects.embedded.store import EmbeddedStore
 from tests import s3_server
@@ -97,9 +112,16 @@ def _line(second: int) -> Line:
     return Line(Position(1, at(second), 0), f"line {second}")
 
 
-async def _store(folder: Path) -> Logs:
+def _objects(folder: Path) -> EmbeddedStore:
     _, index = s3_server.open_index(f"sqlite:///{folder}/oscar.db")
-    store = EmbeddedStore(index, Blobs(folder / "blobs"), endpoint="http://127.0.0.1:1", region="r")
+    return EmbeddedStore(index, Blobs(folder / "blobs"), endpoint="http://127.0.0.1:1", region="r")
+
+
+async def _store(folder: Path) -> Logs:
+    return await _logs(_objects(folder), folder)
+
+
+async def _logs(store: EmbeddedStore, folder: Path) -> Logs:
     kept = Logs(store, "oscar-logs", folder / "logs")
     await kept.start()
     return kept
@@ -184,6 +206,182 @@ def test_dropped_chunks_leave_a_mark(tmp_path: Path) -> None:
         assert await _texts(kept) == expected
 
     asyncio.run(scenario())
+
+
+# Two servers may collect one log: a lease was taken over from one that is not dead.
+
+
+class Meeting(EmbeddedStore):
+    """A store whose answer to its next listing comes when something has happened meanwhile."""
+
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def list(self, bucket: str, prefix: str = "", *, start_after: str = "") -> AsyncIterator[Found]:
+        found = [each async for each in super().list(bucket, prefix, start_after=start_after)]
+        act, self.meanwhile = self.meanwhile, None
+        if act is not None:
+            await act()
+        for each in found:
+            yield each
+
+
+def _meeting(folder: Path) -> Meeting:
+    _, index = s3_server.open_index(f"sqlite:///{folder}/oscar.db")
+    return Meeting(index, Blobs(folder / "blobs"), endpoint="http://127.0.0.1:1", region="r")
+
+
+def _numbers(count: int) -> list[str]:
+    return [f"line {second}" for second in range(count)]
+
+
+STEPS = st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.booleans()), max_size=8)
+"""Which of two goes on, by how many lines, and whether it stores them at once."""
+
+
+@settings(PATIENT, max_examples=40)
+@given(STEPS, st.booleans())
+def test_what_two_servers_store_is_read_without_a_gap(
+    steps: list[tuple[bool, int, bool]], order: bool
+) -> None:
+    count = 12
+
+    async def scenario(folder: Path) -> None:
+        store = _objects(folder)
+        reader = await _logs(store, folder)
+        servers = {False: await _logs(store, folder), True: await _logs(store, folder)}
+        open_: dict[bool, Growing] = {}
+        seen = 0
+
+        async def step(who: bool, lines: int, *, flush: bool) -> None:
+            kept = servers[who]
+            growing = open_[who] = open_.get(who) or await kept.open("run-1")
+            first = int(growing.last.time[17:19]) + 1 if growing.last.time else 0
+            growing.add(_line(second) for second in range(first, min(first + lines, count)))
+            if flush:
+                await kept.flush("run-1", growing)
+
+        async def look() -> None:
+            nonlocal seen
+            found = [line.text async for line in reader.read("run-1", going=None, known=True, tail=None)]
+            assert found == _numbers(len(found))
+            assert len(found) >= seen
+            seen = len(found)
+
+        for who, lines, flush in steps:
+            await step(who, lines, flush=flush)
+            await look()
+        for who in (order, not order):
+            await step(who, count, flush=False)
+            await servers[who].close("run-1", open_[who])
+            await look()
+            assert seen == count
+            assert await reader.is_complete("run-1")
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(scenario(Path(folder)))
+
+
+def test_a_server_that_comes_late_adds_to_a_log_that_is_complete(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = _objects(tmp_path)
+        first, second = await _logs(store, tmp_path), await _logs(store, tmp_path)
+        growing = await first.open("run-1")
+        growing.add([_line(0), _line(1)])
+        await first.close("run-1", growing)
+        late = await second.open("run-1")
+        assert late.last == _line(1).at
+        late.add([_line(2)])
+        await second.flush("run-1", late)
+        assert await _texts(first) == _numbers(3)
+        assert await _texts(first, tail=2) == _numbers(3)[1:]
+        await second.close("run-1", late)
+        assert await _texts(first) == _numbers(3)
+
+    asyncio.run(scenario())
+
+
+def test_a_log_that_is_one_object_stays_when_another_server_makes_it_large(tmp_path: Path) -> None:
+    def large(second: int) -> Line:
+        return Line(Position(1, at(second), 0), f"{second}" * (3 * logs.MIB))
+
+    async def scenario() -> None:
+        store = _objects(tmp_path)
+        first, second = await _logs(store, tmp_path), await _logs(store, tmp_path)
+        begun = await first.open("run-1")
+        begun.add([large(1)])
+        await first.close("run-1", begun)
+        late = await second.open("run-1")
+        late.add([large(2)])
+        await second.close("run-1", late)
+        assert [text[:1] for text in await _texts(first)] == ["1", "2"]
+        assert [text[:1] for text in await _texts(first, tail=2)] == ["1", "2"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_two_servers_close_a_log_at_the_same_time(tmp_path: Path, *, more: bool) -> None:
+    async def scenario() -> None:
+        store = _meeting(tmp_path)
+        first, second = await _logs(store, tmp_path), await _logs(store, tmp_path)
+        begun = await first.open("run-1")
+        begun.add(map(_line, range(2)))
+        await first.flush("run-1", begun)
+        late = await second.open("run-1")
+        begun.add([_line(2)])
+        if more:
+            await first.flush("run-1", begun)
+        late.add([_line(2), _line(3)])
+        # What the second found in the store is gone by the time it reads it, and more may be there.
+        store.meanwhile = lambda: first.close("run-1", begun)
+        await second.close("run-1", late)
+        assert await _texts(first) == _numbers(4)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("tail", [None, 3])
+def test_a_log_that_is_made_into_one_while_it_is_read(tmp_path: Path, tail: int | None) -> None:
+    async def scenario() -> None:
+        store = _meeting(tmp_path)
+        kept = await _logs(store, tmp_path)
+        growing = await kept.open("run-1")
+        for second in range(3):
+            growing.add([_line(second)])
+            await kept.flush("run-1", growing)
+        reader = await _logs(store, tmp_path)
+        store.meanwhile = lambda: kept.close("run-1", growing)
+        assert await _texts(reader, tail=tail) == _numbers(3)
+
+    asyncio.run(scenario())
+
+
+def test_the_platforms_last_words_are_said_once(tmp_path: Path) -> None:
+    ended = 1795766403500
+
+    async def scenario() -> None:
+        store = _objects(tmp_path)
+        first, second = await _logs(store, tmp_path), await _logs(store, tmp_path)
+        begun, late = await first.open("run-1"), await second.open("run-1")
+        for kept, growing in ((first, begun), (second, late)):
+            growing.add([_line(0), _line(1)])
+            growing.add([last_words("killed", ended, growing.last)])
+            await kept.close("run-1", growing)
+        again = await second.open("run-1")
+        again.add([last_words("killed", ended, again.last)])
+        await second.close("run-1", again)
+        assert await _texts(first) == [*_numbers(2), "killed"]
+
+    asyncio.run(scenario())
+
+
+def test_the_platforms_last_words_come_last() -> None:
+    said = last_words("killed", 1795766403500, _line(1).at)
+    assert said.at.time == "2026-11-27T08:00:03.500000000Z"
+    assert said.at > _line(9).at
+    # The cluster tells its time in whole seconds, a line may be later in that second.
+    assert last_words("killed", 1795766403500, _line(4).at).at.time == at(4)
+    assert last_words("killed", None, _line(4).at).at.time >= at(4)
 
 
 def test_positions_begin_before_all() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from datetime import UTC, datetime
 
 from oscar import telemetry
 from oscar.compute.kubernetes import observed
@@ -66,9 +67,7 @@ class Collector:
     async def finish(self, growing: Growing, words: str | None) -> None:
         """Add the platform's own last words, and close the log."""
         if words:
-            now = time.time_ns()
-            at = utc(time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z")
-            growing.add([Line(Position(_OURS, max(at, growing.last.time), 0), words)])
+            growing.add([last_words(words, self._run.state.finished, growing.last)])
         while True:
             try:
                 await self._logs.close(self._name, growing)
@@ -170,3 +169,17 @@ class Collector:
             except OscarError as error:
                 log.warning("a log can't be opened yet", run=self._name, reason=error.message)
                 await asyncio.sleep(_STORE_PAUSE_S)
+
+
+def last_words(words: str, ended: int | None, last: Position) -> Line:
+    """The platform's own line at the end of a log.
+
+    Its place is that of the run's end by the cluster's clock: what another server says too is a repetition.
+
+    Args:
+        words: what it says.
+        ended: when the run ended, in Unix milliseconds; None when nobody knows.
+        last: where the log ends.
+    """
+    at = datetime.fromtimestamp(ended / 1000 if ended else time.time(), UTC)
+    return Line(Position(_OURS, max(utc(at.isoformat()), last.time), 0), words)

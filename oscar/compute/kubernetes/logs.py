@@ -2,7 +2,9 @@
 
 Called by `backend`. A log is a row of chunks, each an object of lines. Every line has a position (container, time, how
 many before it had that time), so that reading on after a cut neither loses nor doubles lines, whoever wrote the chunks:
-positions only grow, and what does not is a repetition. When a run has ended its chunks are made into one.
+positions only grow, and what does not is a repetition. When a run has ended its chunks are made into one. Two servers
+may collect one log, when a lease was taken over from one that is not dead: nothing is written over, and only that is
+removed which was read into something newer.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +35,7 @@ TAIL = 24 * MIB
 _SMALL = 4 * MIB
 """Bytes of a log up to which it is made into one object."""
 _WHOLE = "whole"
-"""Last in order: says that the log is complete, and holds all of it when it is small."""
+"""End of the key of what says that the log is complete, and holds all of it when it is small."""
 _FLUSH_S = 1.0
 _SLOWEST_FLUSH_S = 5.0
 _FOLLOW_S = 0.3
@@ -220,9 +222,9 @@ class Logs:
         """The growing log of a run, taken up where it was left."""
         growing = Growing()
         keys = await self._keys(name)
-        growing.kept = {key: size for key, size in keys.items() if not key.endswith(_WHOLE)}
+        growing.kept = {key: size for key, size in keys.items() if not _is_whole(key)}
         growing.next_chunk = max((_number(key) + 1 for key in growing.kept), default=0)
-        for key in sorted(keys, reverse=True):
+        for key in reversed(_in_order(keys)):
             if lines := decoded(await self._read(key)):
                 growing.last = lines[-1].at
                 break
@@ -252,14 +254,12 @@ class Logs:
         """Write the rest, and make one object of all: the log is complete."""
         await self.flush(name, growing)
         keys = await self._keys(name)
-        whole = f"{_prefix(name)}{_WHOLE}"
-        if list(keys) != [whole]:
+        if len(keys) != 1 or not any(map(_is_whole, keys)):
             small = sum(keys.values()) <= _SMALL
-            lines = [line.encoded() async for line in self._kept(keys)] if small else []
-            await self._write(whole, b"".join(lines))
+            lines = [line.encoded() async for line in self._kept(name, keys)] if small else []
+            await self._write(f"{_prefix(name)}{uuid.uuid4().hex[:8]}-{_WHOLE}", b"".join(lines))
             for key in keys if small else ():
-                if key != whole:
-                    await self._store.delete(self._bucket, key)
+                await self._store.delete(self._bucket, key)
         self._growing.pop(name, None)
         growing.news.set()
 
@@ -269,7 +269,7 @@ class Logs:
 
     async def is_complete(self, name: str) -> bool:
         """Whether the log of an ended run has been kept."""
-        return f"{_prefix(name)}{_WHOLE}" in await self._keys(name)
+        return any(map(_is_whole, await self._keys(name)))
 
     async def drop(self, name: str) -> None:
         """Remove the log. Silent if absent."""
@@ -309,7 +309,7 @@ class Logs:
         if not keys and not known and growing is None:
             raise RunNotFound(f"there is no log of {name}")
         last = START
-        kept = self._kept(keys) if tail is None else self._tail(keys, memory, tail)
+        kept = self._kept(name, keys) if tail is None else self._tail(name, keys, memory, tail)
         async for line in kept:
             last = line.at
             yield LogLine(line.at.time, line.text)
@@ -344,40 +344,55 @@ class Logs:
         memory = growing.in_memory if growing else []
         if growing is None or (growing.last > last and not (memory and memory[0].at <= last)):
             keys = await self._keys(name)
-            new = {key: size for key, size in keys.items() if key not in seen}
-            seen |= new
-            async for line in self._kept(new):
+            async for line in self._kept(name, keys, seen):
                 if line.at > last:
                     last = line.at
                     yield line
+            seen |= keys
         for line in memory:
             if line.at > last:
                 last = line.at
                 yield line
 
-    async def _tail(self, keys: Mapping[str, int], memory: list[Line], tail: int) -> AsyncIterator[Line]:
-        """The last lines, read from the end."""
+    async def _tail(
+        self, name: str, keys: dict[str, int], memory: list[Line], tail: int
+    ) -> AsyncIterator[Line]:
+        """The last lines, read from the end; keys as `_kept` has them."""
         found = memory
-        for key in sorted(keys, reverse=True):
+        made = any(size for key, size in keys.items() if _is_whole(key))
+        for key in sorted(keys, reverse=True) if not made else ():
             if len(found) >= tail:
                 break
-            with contextlib.suppress(ObjectNotFound):  # made into one meanwhile
-                found = merged(sorted([*decoded(await self._read(key)), *found], key=lambda line: line.at))
-        for line in found[max(0, len(found) - tail) :]:
-            yield line
-
-    async def _kept(self, keys: Mapping[str, int]) -> AsyncIterator[Line]:
-        """The lines of chunks in order, each once; a gap is marked."""
-        last = START
-        before = -1
-        for key in sorted(keys):
             try:
                 chunk = decoded(await self._read(key))
             except ObjectNotFound:  # made into one meanwhile
-                continue
-            if not key.endswith(_WHOLE):
+                made = True
+                break
+            found = merged(sorted([*chunk, *found], key=lambda line: line.at))
+        if made:
+            lines = [line async for line in self._kept(name, keys)]
+            found = merged(sorted([*lines, *memory], key=lambda line: line.at))
+        for line in found[max(0, len(found) - tail) :]:
+            yield line
+
+    async def _kept(self, name: str, keys: dict[str, int], seen: Collection[str] = ()) -> AsyncIterator[Line]:
+        """The lines of chunks in order, each once; a gap is marked.
+
+        Args:
+            name: the run.
+            keys: the chunks; what others were made into meanwhile is read instead, and added.
+            seen: chunks that are left out.
+        """
+        last = START
+        before = -1
+        whole = False
+        async for key, chunk in self._chunks(name, keys, seen):
+            if _is_whole(key):
+                whole = whole or bool(chunk)
+            else:
                 number = _number(key)
-                if number > before + 1 and last != START:
+                # What was made into one left gaps among those that another server wrote.
+                if number > before + 1 and last != START and not whole:
                     last = last._replace(number=last.number + 1)
                     yield Line(last, "[...] a part of the log was not kept")
                 before = max(before, number)
@@ -385,6 +400,25 @@ class Logs:
                 if line.at > last:
                     last = line.at
                     yield line
+
+    async def _chunks(
+        self, name: str, keys: dict[str, int], seen: Collection[str]
+    ) -> AsyncIterator[tuple[str, list[Line]]]:
+        """Chunks with their keys, as `_kept` takes them."""
+        read = set(seen)
+        left = _in_order(keys.keys() - read)
+        while left:
+            key = left.pop(0)
+            read.add(key)
+            try:
+                chunk = decoded(await self._read(key))
+            except ObjectNotFound:
+                # Another server made it into one with others, or it was of the middle.
+                there = await self._keys(name)
+                keys |= there
+                left = _in_order(there.keys() - read)
+            else:
+                yield key, chunk
 
     # The store.
 
@@ -442,6 +476,15 @@ def middle(kept: dict[str, int]) -> list[str]:
 
 def _prefix(name: str) -> str:
     return f"logs/{name}/"
+
+
+def _is_whole(key: str) -> bool:
+    return key.endswith(_WHOLE)
+
+
+def _in_order(keys: Iterable[str]) -> list[str]:
+    """As they are read: what was made of others comes before those that were written since."""
+    return sorted(keys, key=lambda key: (not _is_whole(key), key))
 
 
 def _number(key: str) -> int:
