@@ -1,7 +1,7 @@
 """An S3 store's address, and signatures for requests to it: by header, and as presigned URLs.
 
-Called by `objects.s3_calls` and `objects.s3`. The arithmetic is that of the built-in server, which checks
-such signatures. Source: "Authenticating Requests (AWS Signature Version 4)" in the S3 API reference. Pure.
+Called by `objects.s3_calls`, `objects.s3` and `supervisor.own`. The arithmetic is that of the built-in server, which
+checks such signatures. Source: "Authenticating Requests (AWS Signature Version 4)" in the S3 API reference. Pure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An S3 server's refusals as our errors. Called by `objects.s3` and `objects.s3_calls`. Pure.
+"""An S3 server's refusals as our errors. Called by `objects.s3`, `objects.s3_calls` and `supervisor.own`. Pure.
 
 Source: "Error responses" in the S3 API reference.
 """

@@ -1,22 +1,35 @@
-"""HTTP/1.1 requests, one connection each, by blocking sockets: for staging containers, which wait for what they load.
+"""HTTP/1.1 requests by blocking sockets: for staging containers, which wait for what they load.
 
-Called by `own`. Python's `http.client` loads mail parsers and TLS before the first request, which takes as long as all
-else that staging loads; here TLS is loaded for an address that needs it. URLs are the platform's own: no proxy and no
-redirect is followed. Source: RFC 9112.
+Called by `own` and `pod`. Python's `http.client` loads mail parsers and TLS before the first request, which takes as
+long as all else that staging loads; here TLS is loaded for an address that needs it. URLs are the platform's own: no
+proxy and no redirect is followed. Source: RFC 9112.
 """
 
 from __future__ import annotations
 
+import functools
+import re
 import socket
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-TIMEOUT_S = 30.0
-"""How long a connection may be silent."""
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+CONNECT_S = 10.0
+"""How long a server may take to be there."""
+SILENCE_S = 120.0
+"""How long one may be silent then."""
 _PIECE = 1024 * 1024
+_SENT = 256 * 1024
+"""Bytes that must go out within `SILENCE_S`: the time for one call of `sendall` is for all of it."""
 _LONGEST_LINE = 64 * 1024
 _MOST_HEADERS = 200
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_CHUNK = re.compile(r"([0-9A-Fa-f]{1,15})[ \t]*(;.*)?")
+_STATUS = re.compile(r"HTTP/1\.([01]) ([0-9]{3})( .*)?")
+_OK = 200
 _CONTINUE = range(100, 200)
 _SUCCESS = range(200, 300)
 _BODILESS = frozenset({204, 304})
@@ -42,59 +55,98 @@ class Answer(NamedTuple):
         return self.status in _SUCCESS
 
 
-class _Head(NamedTuple):
-    status: int
-    headers: dict[str, str]
+class _Left(Exception):
+    """The server had closed the connection before it saw the request."""
 
 
-def ask(
-    method: str,
-    url: str,
-    body: bytes = b"",
-    headers: Mapping[str, str] | None = None,
-    *,
-    verify: bool = True,
-    into: BinaryIO | None = None,
-) -> Answer:
-    """Make a request and read the answer.
+class Web:
+    """Connections to servers, kept for the next request. For several threads.
 
     Args:
-        method: of HTTP.
-        url: complete and encoded.
-        body: of the request.
-        headers: of it, names in small letters.
-        verify: whether the server's certificate is checked.
-        into: where the body of an answer of 2xx is written.
-
-    Raises:
-        NoAnswer: it can't be reached, or the answer breaks off.
-        OSError: the file can't be written.
+        verify: whether servers' certificates are checked.
     """
-    parts = urlsplit(url)
-    target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-    sent = {"host": _host(parts), **(headers or {}), "connection": "close"}
-    if body or method == "PUT":
-        sent["content-length"] = str(len(body))
-    head = "".join(
-        (f"{method} {target} HTTP/1.1\r\n", *(f"{name}: {sent[name]}\r\n" for name in sent), "\r\n")
-    )
-    try:
-        connection = _connect(parts.scheme, parts.hostname or "", parts.port, verify=verify)
-    except OSError as error:
-        raise NoAnswer(error.strerror or str(error)) from error
-    with connection:
+
+    def __init__(self, *, verify: bool = True) -> None:
+        self._verify = verify
+        self._kept: dict[tuple[str, str], list[socket.socket]] = {}
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        into: BinaryIO | None = None,
+    ) -> Answer:
+        """Make a request and read the answer.
+
+        Args:
+            method: of HTTP.
+            url: complete and encoded.
+            body: of the request.
+            headers: of it, names in small letters.
+            into: where the body of an answer of 200 is written.
+
+        Raises:
+            NoAnswer: it can't be reached, or the answer breaks off.
+            OSError: the file can't be written.
+        """
+        parts = urlsplit(url)
+        kept = self._kept.setdefault((parts.scheme, parts.netloc), [])
         try:
-            connection.sendall(head.encode("latin-1") + body)
-            stream = connection.makefile("rb")
-            status, found = _read_head(stream)
-        except OSError as error:
-            raise NoAnswer(error.strerror or str(error)) from error
-        pieces = _body(stream, method, status, found)
-        if into is None or status not in _SUCCESS:
-            return Answer(status, found, b"".join(pieces))
-        for piece in pieces:
-            into.write(piece)
-        return Answer(status, found)
+            head = _head(method, parts, len(body), headers or {})
+        except ValueError as error:  # a port that is none, or a name that no header can hold
+            raise NoAnswer(_words(error)) from error
+        while True:
+            connection = kept.pop() if kept else None
+            try:
+                used = connection or self._connect(parts)
+                answer, again = _exchange(used, method, head, body, into)
+            except _Left as error:
+                if connection is not None:
+                    continue
+                raise NoAnswer("the answer broke off") from error
+            if again:
+                kept.append(used)
+            return answer
+
+    def _connect(self, parts: SplitResult) -> socket.socket:
+        host = parts.hostname or ""
+        try:
+            connection = socket.create_connection((host, parts.port or _PORTS[parts.scheme]), CONNECT_S)
+        except (OSError, ValueError) as error:
+            raise NoAnswer(_words(error)) from error
+        try:
+            if parts.scheme == "https":
+                connection = _context(self._verify).wrap_socket(connection, server_hostname=host)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.settimeout(SILENCE_S)
+        except (OSError, ValueError) as error:
+            connection.close()
+            raise NoAnswer(_words(error)) from error
+        return connection
+
+
+@functools.cache
+def _context(verify: bool) -> SSLContext:
+    import ssl  # as late as that, see above
+
+    if verify:
+        return ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _head(method: str, parts: SplitResult, size: int, headers: Mapping[str, str]) -> bytes:
+    target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+    sent = {"host": _host(parts), **headers}
+    if size or method == "PUT":
+        sent["content-length"] = str(size)
+    lines = (f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items()), "\r\n")
+    return "\r\n".join(lines).encode("latin-1")
 
 
 def _host(parts: SplitResult) -> str:
@@ -103,29 +155,54 @@ def _host(parts: SplitResult) -> str:
     return parts.netloc.removesuffix(standard) if parts.port else parts.netloc
 
 
-def _connect(scheme: str, host: str, port: int | None, *, verify: bool) -> socket.socket:
-    connection = socket.create_connection((host, port or _PORTS[scheme]), TIMEOUT_S)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if scheme == "http":
-        return connection
-    import ssl  # as late as that, see above
-
-    context = ssl.create_default_context()
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+def _exchange(
+    connection: socket.socket, method: str, head: bytes, body: bytes, into: BinaryIO | None
+) -> tuple[Answer, bool]:
+    """The answer to a request, and whether the connection may be used for another; else it is closed."""
+    again = False
     try:
-        return context.wrap_socket(connection, server_hostname=host)
-    except OSError:
+        refused = _send(connection, head, body)
+        with connection.makefile("rb") as stream:
+            try:
+                status, headers, again = _read_head(stream)
+            except NoAnswer as error:
+                raise (NoAnswer(_words(refused)) if refused else error) from error
+            pieces = _body(stream, method, status, headers)
+            if into is not None and status == _OK:
+                for piece in pieces:
+                    into.write(piece)
+                answer = Answer(status, headers)
+            else:
+                answer = Answer(status, headers, b"".join(pieces))
+        again = again and refused is None and _is_framed(method, status, headers)
+    except BaseException:
         connection.close()
         raise
+    if not again:
+        connection.close()
+    return answer, again
 
 
-def _read_head(stream: BinaryIO) -> _Head:
+def _send(connection: socket.socket, head: bytes, body: bytes) -> OSError | None:
+    """Send a request; the trouble if it did not go out whole, which a server may still have answered."""
+    try:
+        connection.sendall(head + body[:_SENT])
+        rest = memoryview(body)
+        for start in range(_SENT, len(body), _SENT):
+            connection.sendall(rest[start : start + _SENT])
+    except OSError as error:
+        return error
+    return None
+
+
+def _read_head(stream: BinaryIO) -> tuple[int, dict[str, str], bool]:
+    """Status and headers of an answer, and whether its server keeps the connection."""
+    first = True
     while True:
-        version, _, rest = _line(stream).partition(" ")
-        code = rest[:3]
-        if not version.startswith("HTTP/1.") or not (code.isascii() and code.isdigit()):
+        line = _line(stream, first=first)
+        first = False
+        found = _STATUS.fullmatch(line)
+        if not found:
             raise NoAnswer("what answers does not speak HTTP/1.1")
         headers: dict[str, str] = {}
         while line := _line(stream):
@@ -133,12 +210,22 @@ def _read_head(stream: BinaryIO) -> _Head:
             headers[name.lower()] = value.strip()
             if len(headers) > _MOST_HEADERS:
                 raise NoAnswer("the answer has too many headers")
-        if int(code) not in _CONTINUE:
-            return _Head(int(code), headers)
+        status = int(found[2])
+        if status not in _CONTINUE:
+            return status, headers, found[1] == "1" and headers.get("connection", "").lower() != "close"
 
 
-def _line(stream: BinaryIO) -> str:
-    line = stream.readline(_LONGEST_LINE)
+def _line(stream: BinaryIO, *, first: bool = False) -> str:
+    try:
+        line = stream.readline(_LONGEST_LINE)
+    except ConnectionResetError as error:
+        if first:
+            raise _Left from error
+        raise NoAnswer(_words(error)) from error
+    except OSError as error:
+        raise NoAnswer(_words(error)) from error
+    if first and not line:
+        raise _Left
     if not line.endswith(b"\n"):
         raise NoAnswer(
             "the answer broke off" if len(line) < _LONGEST_LINE else "the answer has too long a line"
@@ -146,32 +233,46 @@ def _line(stream: BinaryIO) -> str:
     return line.decode("latin-1").rstrip("\r\n")
 
 
+def _is_framed(method: str, status: int, headers: Mapping[str, str]) -> bool:
+    """Whether the end of the body is known without the end of the connection."""
+    return (
+        method == "HEAD"
+        or status in _BODILESS
+        or "transfer-encoding" in headers
+        or "content-length" in headers
+    )
+
+
 def _body(stream: BinaryIO, method: str, status: int, headers: Mapping[str, str]) -> Iterator[bytes]:
     """The body in pieces; one that is shorter than announced is no answer."""
     if method == "HEAD" or status in _BODILESS:
         return
-    if headers.get("transfer-encoding", "").lower() == "chunked":
+    coding, length = headers.get("transfer-encoding"), headers.get("content-length")
+    if coding is not None:
+        if coding.lower() != "chunked":
+            raise NoAnswer(f"the answer comes in a coding that is not known: {coding[:50]}")
         while size := _chunk_size(_line(stream)):
             yield from _exactly(stream, size)
             _line(stream)
         while _line(stream):
             pass
-        return
-    length = headers.get("content-length")
-    if length is None:
+    elif length is not None:
+        if not _LENGTH.fullmatch(length):
+            raise NoAnswer(f"the answer says that its length is {length[:20]}")
+        yield from _exactly(stream, int(length))
+    elif method == "GET" and status in _SUCCESS:
+        # What breaks off would look whole.
+        raise NoAnswer("the answer does not say how long it is")
+    else:
         while piece := _read(stream, _PIECE):
             yield piece
-        return
-    if not (length.isascii() and length.isdigit()):
-        raise NoAnswer(f"the answer says that its length is {length[:20]}")
-    yield from _exactly(stream, int(length))
 
 
 def _chunk_size(line: str) -> int:
-    try:
-        return int(line.partition(";")[0], 16)
-    except ValueError:
-        raise NoAnswer("the answer's parts have no length") from None
+    found = _CHUNK.fullmatch(line)
+    if not found:
+        raise NoAnswer("the answer's parts have no length")
+    return int(found[1], 16)
 
 
 def _exactly(stream: BinaryIO, size: int) -> Iterator[bytes]:
@@ -187,4 +288,8 @@ def _read(stream: BinaryIO, size: int) -> bytes:
     try:
         return stream.read(size)
     except OSError as error:
-        raise NoAnswer(error.strerror or str(error)) from error
+        raise NoAnswer(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

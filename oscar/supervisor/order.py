@@ -1,4 +1,4 @@
-"""What a staging container is told, and what it tells back: between an engine and `python -m oscar.supervisor`.
+"""What a staging container is told, and what it tells back: between an engine and `supervisor.pod`.
 
 An engine writes an `Order` and the bodies beside it into a folder that only staging containers see; a container answers
 by a `Report` in its termination message, which the cluster keeps with the pod (4096 bytes, as Kubernetes defines it).
@@ -64,8 +64,8 @@ class Order(NamedTuple):
     """The platform's own store with the keys of the run's user."""
     moves: Moves
     """Without the contents of files: those are in the payload."""
-    inline: bool = False
-    """Whether the payload holds a file itself."""
+    inline: bool = True
+    """Whether the payload may hold a file itself."""
     hops: int = 0
     trace: str = ""
     fault: str = ""
@@ -137,7 +137,7 @@ def read_order(folder: Path) -> Order:
     )
     return Order(
         **{
-            **told,
+            **{name: told[name] for name in Order._fields if name in told},
             "own": Keys(**told["own"]),
             "moves": Moves(
                 downloads=tuple(Download(**each) for each in moves["downloads"]),

@@ -20,8 +20,8 @@ from oscar.model.producer import PRODUCER_METADATA, Producer
 from oscar.objects.base import Found
 from oscar.objects.s3_signing import Site, sign_headers
 from oscar.objects.s3_words import refusal
-from oscar.supervisor import asking
-from oscar.supervisor.asking import Answer
+from oscar.supervisor.asking import Answer, Web
+from oscar.supervisor.asking import NoAnswer as NothingSaid
 from oscar.supervisor.order import Keys
 
 SMALL = 8 * 1024 * 1024
@@ -29,7 +29,7 @@ SMALL = 8 * 1024 * 1024
 
 _PAUSES = (0.2, 0.4, 0.8, 1.6)
 """Seconds before a transfer is tried again."""
-_SERVER_ERROR = 500
+_OK, _SERVER_ERROR = 200, 500
 _PASSING = frozenset({409, 429})
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -47,7 +47,7 @@ def insist(request: Callable[[], Answer], pauses: Sequence[float] = _PAUSES) -> 
     for pause in pauses:
         try:
             answer = request()
-        except asking.NoAnswer:
+        except NothingSaid:
             pass
         else:
             if answer.status < _SERVER_ERROR and answer.status not in _PASSING:
@@ -61,15 +61,12 @@ class OwnStore:
 
     Args:
         keys: with its address.
+        web: to ask it.
     """
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, web: Web) -> None:
+        self._web = web
         self._site = Site(keys.endpoint, keys.access_key, keys.secret_key, keys.region, verify=keys.verify)
-
-    def open(self, provider: str) -> OwnStore:
-        """See `stage.Stores`: where no other store is asked for, there is just this one."""
-        del provider
-        return self
 
     async def download(self, bucket: str, key: str, path: Path) -> Found:
         """See `Transfers.download`."""
@@ -80,6 +77,8 @@ class OwnStore:
 
         try:
             answer = self._insist(request, bucket, key)
+            if answer.status != _OK:
+                raise refusal(self._site.host, answer.status, "", bucket, key)
             return Found(key, path.stat().st_size, answer.headers.get("etag", "").strip('"'), 0)
         except OSError as error:
             path.unlink(missing_ok=True)
@@ -158,13 +157,13 @@ class OwnStore:
         origin, path = self._site.target(bucket, key)
         digest = hashlib.sha256(body).hexdigest()
         signed = sign_headers(self._site, method, bucket, key, headers=headers, digest=digest)
-        return asking.ask(method, origin + path, body, signed, verify=self._site.verify, into=into)
+        return self._web.ask(method, origin + path, body, signed, into=into)
 
     def _insist(self, request: Callable[[], Answer], bucket: str, key: str) -> Answer:
         host = self._site.host
         try:
             answer = insist(request)
-        except asking.NoAnswer as error:
+        except NothingSaid as error:
             raise NoAnswer(f"no answer from {host}: {error}") from error
         if not answer.is_success:
             raise refusal(host, answer.status, answer.body.decode(errors="replace"), bucket, key)

@@ -1,4 +1,4 @@
-"""Staging in a container of its own, before and after the user's: `python -m oscar.supervisor in|out`.
+"""Staging in a container of its own, before and after the user's: `in` and `out` of `oscar.supervisor`.
 
 Started by the pods that `compute.kubernetes` makes. The folder of the run is shared with the user's container, which
 sees its `work` and, read-only, its `config`. Ends with 0, or 1 and a `Report` that says why; what it says goes to
@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oscar.errors import BadRequest, OscarError, StorageError
 from oscar.model.producer import Producer
 from oscar.model.trouble import Trouble, trouble_of
-from oscar.supervisor import asking
-from oscar.supervisor.asking import Answer
-from oscar.supervisor.moves import event_file
+from oscar.supervisor.asking import Answer, NoAnswer, Web
+from oscar.supervisor.moves import InputFile, event_file
 from oscar.supervisor.order import CONFIG, PAYLOAD, SCRIPT, WITHDRAWN, Order, Report, read_order
 from oscar.supervisor.own import OwnStore, insist
 from oscar.supervisor.stage import Stores, stage_in, stage_out
 from oscar.supervisor.ways import Blocking, Loop, Way, finish
+
+if TYPE_CHECKING:
+    from oscar.objects.base import Transfers
 
 ROOT = Path("/oscar")
 """The run's folder, in the staging containers and in the user's."""
@@ -85,7 +88,10 @@ def main(step: str, *, root: Path = ROOT, folder: Path = ORDER_FOLDER, message: 
     # The first process of a container does not see this signal otherwise.
     signal.signal(signal.SIGTERM, _stop)
     try:
-        {"in": before, "out": after}[step](read_order(folder), root, folder, voice)
+        try:
+            {"in": before, "out": after}[step](read_order(folder), root, folder, voice)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a report is what they wait for
         report = Report()
     except _Stopped:
         report = Report(trouble=Trouble.OUR, message="staging was stopped")
@@ -101,7 +107,6 @@ def main(step: str, *, root: Path = ROOT, folder: Path = ORDER_FOLDER, message: 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     del number, frame
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise _Stopped
 
 
@@ -114,21 +119,16 @@ def before(order: Order, root: Path, folder: Path, say: Callable[[str], None]) -
     """
     if (root / STARTED).exists():
         raise StartedTwice
-    _mark(order, os.environ.get(POD, ""))
+    web = Web(verify=order.own.verify)
+    _mark(web, order, os.environ.get(POD, ""))
     if order.fault:
         raise BadRequest(order.fault)
-    bodies = {name: _body(order, folder, name) for name in (PAYLOAD, SCRIPT, CONFIG)}
+    bodies = {name: _body(web, order, folder, name) for name in (PAYLOAD, SCRIPT, CONFIG)}
     for name, mode in (("work", 0o777), ("config", 0o755), ("state", 0o777)):
-        (root / name).mkdir(exist_ok=True)
-        # Not by mkdir's mode, which the umask cuts: the users of images are anybody.
-        (root / name).chmod(mode)
+        _make_folder(root / name, mode)
     _furnish(root / "config", bodies)
-    moves = (
-        order.moves._replace(files=(event_file(order.job_id, _content(bodies)),))
-        if order.inline
-        else order.moves
-    )
-    _stage(order, lambda stores, way: stage_in(moves, root / "work", stores, say, way=way))
+    moves = order.moves._replace(files=_files(order, bodies[PAYLOAD]))
+    _stage(web, order, lambda stores, way: stage_in(moves, root / "work", stores, say, way=way))
     if not bodies[SCRIPT]:
         # The image's own command runs, which can't make the mark itself.
         (root / STARTED).touch(exist_ok=False)
@@ -137,10 +137,12 @@ def before(order: Order, root: Path, folder: Path, say: Callable[[str], None]) -
 def after(order: Order, root: Path, folder: Path, say: Callable[[str], None]) -> None:
     """Everything after it."""
     del folder
+    web = Web(verify=order.own.verify)
     producer = Producer.of(order.job_id, order.hops, order.trace)
     for pause in (*_PAUSES, None):
         try:
             _stage(
+                web,
                 order,
                 lambda stores, way: stage_out(order.moves, root / "work", stores, say, producer, way=way),
             )
@@ -153,29 +155,56 @@ def after(order: Order, root: Path, folder: Path, say: Callable[[str], None]) ->
             return
 
 
-def _stage(order: Order, move: Move) -> None:
-    if order.definition is None:
-        finish(move(OwnStore(order.own), Blocking()))
+def _stage(web: Web, order: Order, move: Move) -> None:
+    if order.definition is None and not any(each.url for each in order.moves.downloads):
+        finish(move(_Only(OwnStore(order.own, web)), Blocking()))
         return
     import asyncio
 
-    asyncio.run(_stage_elsewhere(order, order.definition, move))
+    asyncio.run(_stage_elsewhere(order, move))
 
 
-async def _stage_elsewhere(order: Order, definition: Mapping[str, Any], move: Move) -> None:
-    from oscar.model.service import Service
-    from oscar.objects.reach import reach_of
+async def _stage_elsewhere(order: Order, move: Move) -> None:
+    """With stores, or the cluster that delegated the run, whose clients need an event loop."""
     from oscar.objects.s3 import S3Store
-    from oscar.supervisor.providers import Clients, Providers
 
     keys = order.own
     own = S3Store(keys.endpoint, keys.access_key, keys.secret_key, keys.region, verify=keys.verify)
-    clients = Clients(reach_of(order.hosts))
     try:
-        await move(Providers(Service.model_validate(definition), own, clients), Loop())
+        if order.definition is None:
+            await move(_Only(own), Loop())
+            return
+        from oscar.model.service import Service
+        from oscar.objects.reach import reach_of
+        from oscar.supervisor.providers import Clients, Providers
+
+        clients = Clients(reach_of(order.hosts))
+        try:
+            await move(Providers(Service.model_validate(order.definition), own, clients), Loop())
+        finally:
+            await clients.close()
     finally:
-        await clients.close()
         await own.close()
+
+
+class _Only:
+    """The stores of a run that is told no definition."""
+
+    def __init__(self, store: Transfers) -> None:
+        self._store = store
+
+    def open(self, provider: str) -> Transfers:
+        """See `Stores.open`."""
+        del provider
+        return self._store
+
+
+def _make_folder(path: Path, mode: int) -> None:
+    path.mkdir(exist_ok=True)
+    # Not by mkdir's mode, which the umask cuts: the users of images are anybody. And only where it differs, since a
+    # volume may belong to somebody else.
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def _furnish(config: Path, bodies: Mapping[str, bytes]) -> None:
@@ -187,33 +216,33 @@ def _furnish(config: Path, bodies: Mapping[str, bytes]) -> None:
         (config / name).chmod(0o755 if name.endswith(".sh") else 0o644)
 
 
-def _content(bodies: Mapping[str, bytes]) -> bytes:
+def _files(order: Order, payload: bytes) -> tuple[InputFile, ...]:
+    if not order.inline:
+        return ()
     from oscar.model.event import decode  # loads all kinds of events
 
-    content = decode(bodies[PAYLOAD]).content
-    if content is None:
-        raise BadRequest("the payload holds no file")
-    return content
+    content = decode(payload).content
+    return () if content is None else (event_file(order.job_id, content),)
 
 
-def _body(order: Order, folder: Path, name: str) -> bytes:
+def _body(web: Web, order: Order, folder: Path, name: str) -> bytes:
     if name in order.urls:
-        return _insist(order, "GET", order.urls[name]).body
+        return _insist(web, "GET", order.urls[name]).body
     path = folder / name
     return path.read_bytes() if path.exists() else b""
 
 
-def _mark(order: Order, pod: str) -> None:
+def _mark(web: Web, order: Order, pod: str) -> None:
     """Say durably that this pod does the run; another one has no business with it then."""
     marker = order.marker
     if marker is None:
         return
     headers = {"if-none-match": "*"}
-    answer = _insist(order, "PUT", marker.put, pod.encode(), headers, also=(_TAKEN,))
+    answer = _insist(web, "PUT", marker.put, pod.encode(), headers, also=(_TAKEN,))
     if answer.status != _TAKEN:
         return
     # Our own mark, when the answer to it was lost or the container was started again.
-    found = _insist(order, "GET", marker.get).body.decode(errors="replace")
+    found = _insist(web, "GET", marker.get).body.decode(errors="replace")
     if found == WITHDRAWN:
         raise StorageError("the run was withdrawn before it began")
     if not pod or found != pod:
@@ -221,7 +250,7 @@ def _mark(order: Order, pod: str) -> None:
 
 
 def _insist(
-    order: Order,
+    web: Web,
     method: str,
     url: str,
     body: bytes = b"",
@@ -235,8 +264,8 @@ def _insist(
         StorageError: it refuses, or can't be reached.
     """
     try:
-        answer = insist(lambda: asking.ask(method, url, body, headers, verify=order.own.verify), _OWN_PAUSES)
-    except asking.NoAnswer as error:
+        answer = insist(lambda: web.ask(method, url, body, headers), _OWN_PAUSES)
+    except NoAnswer as error:
         words = str(error)
     else:
         if answer.is_success or answer.status in also:

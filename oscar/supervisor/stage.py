@@ -161,7 +161,7 @@ async def _download_all(
         download.provider: _open(stores, download.provider) for download in downloads if not download.url
     }
     # Not in `in`: what a killed server leaves half-done must not look like an input.
-    with _staging(work / _STAGING) as staging:
+    with _staging(work) as staging:
 
         async def fetch(numbered: tuple[int, Download]) -> None:
             number, download = numbered
@@ -184,29 +184,34 @@ async def _download_all(
 
 
 @contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """An empty folder for the length of a block; an earlier one may have been left behind."""
-    for attempt in range(2):
-        try:
-            folder.mkdir(mode=0o700)
-            break
-        except FileExistsError:
-            if attempt:
-                raise
-            _remove(folder)
+def _staging(work: Path) -> Iterator[Path]:
+    """A folder of ours for the length of a block; earlier ones may have been left behind."""
+    for left in work.glob(f"{_STAGING}*"):
+        _remove(left)
+    folder = work / _STAGING
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        import tempfile  # for what a script left there that we may not remove
+
+        folder = Path(tempfile.mkdtemp(prefix=_STAGING, dir=work))
     try:
         yield folder
     finally:
         _remove(folder)
 
 
-def _remove(folder: Path) -> None:
+def _remove(path: Path) -> None:
+    """Remove a folder, or what a script put in its place; silent when that can't be."""
     try:
-        folder.rmdir()
+        path.rmdir()
+    except NotADirectoryError:
+        with contextlib.suppress(OSError):
+            path.unlink()
     except OSError:
         import shutil  # only after trouble: it loads all kinds of archives
 
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 async def _upload(

@@ -14,6 +14,7 @@ import pytest
 from oscar.errors import BucketNotFound, Forbidden, NoAnswer, ObjectNotFound, StorageError
 from oscar.model.producer import Producer
 from oscar.objects.base import Transfers
+from oscar.supervisor.asking import Web
 from oscar.supervisor.order import Keys
 from oscar.supervisor.own import SMALL, OwnStore
 from oscar.supervisor.ways import finish
@@ -33,7 +34,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3_server.Serve
 
 @pytest.fixture
 def store(server: s3_server.Server) -> OwnStore:
-    return OwnStore(Keys(server.endpoint + "/", s3_server.ALICE.access_key, s3_server.ALICE.secret_key))
+    return OwnStore(
+        Keys(server.endpoint + "/", s3_server.ALICE.access_key, s3_server.ALICE.secret_key), Web()
+    )
 
 
 def conforms(store: OwnStore) -> Transfers:
@@ -87,14 +90,16 @@ def test_what_can_not_be_had(
 ) -> None:
     (tmp_path / "source").write_bytes(b"x")
     finish(store.upload(BUCKET, "there", tmp_path / "source"))
-    asking = OwnStore(Keys(server.endpoint, user.access_key, user.secret_key))
+    asking = OwnStore(Keys(server.endpoint, user.access_key, user.secret_key), Web())
     with pytest.raises(error):
         finish(asking.download(bucket, key, tmp_path / "copy"))
     assert not (tmp_path / "copy").exists()
     if error is not ObjectNotFound:
-        for producer in (None, PRODUCER):
-            with pytest.raises(error):
-                finish(asking.upload(bucket, key, tmp_path / "source", producer=producer))
+        for size in (1, SMALL):
+            (tmp_path / "source").write_bytes(bytes(size))
+            for producer in (None, PRODUCER):
+                with pytest.raises(error):
+                    finish(asking.upload(bucket, key, tmp_path / "source", producer=producer))
 
 
 def test_a_link_is_not_followed(store: OwnStore, tmp_path: Path) -> None:
@@ -110,6 +115,12 @@ def test_trouble_that_passes_is_not_seen(tmp_path: Path) -> None:
     assert (tmp_path / "copy").read_bytes() == b"body"
     with troubled([500, 409, 200]) as store:
         assert finish(store.upload(BUCKET, "a", tmp_path / "copy")).size == 4
+
+
+def test_a_part_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    with troubled([206]) as store, pytest.raises(StorageError, match="answered 206"):
+        finish(store.download(BUCKET, "a", tmp_path / "copy"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_trouble_that_does_not_pass_is_told(tmp_path: Path) -> None:
@@ -146,5 +157,5 @@ def troubled(states: list[int]) -> Iterator[OwnStore]:
         do_GET = do_PUT = answer  # noqa: N815 - the names of the standard library
 
     with listening(Handler) as endpoint:
-        yield OwnStore(Keys(endpoint, "key", "secret"))
+        yield OwnStore(Keys(endpoint, "key", "secret"), Web())
     assert next(left, None) is None

@@ -220,6 +220,27 @@ def test_staging_again_after_a_crash(bench: Bench) -> None:
     assert sorted(path.name for path in bench.work.iterdir()) == ["in", "out"]
 
 
+@pytest.mark.parametrize("kind", ["file", "link", "dangling", "folder"])
+def test_what_a_script_left_in_the_place_of_our_folder_is_in_nobodys_way(bench: Bench, kind: str) -> None:
+    bench.put("in/a", b"whole")
+    place, kept = bench.work / ".staging", bench.folder / "kept"
+    kept.mkdir()
+    (kept / "file").write_bytes(b"kept")
+    match kind:
+        case "file":
+            place.write_bytes(b"x")
+        case "link":
+            place.symlink_to(kept)
+        case "dangling":
+            place.symlink_to("nothing")
+        case "folder":
+            place.mkdir()
+            (place / "deeper").mkdir(mode=0o000)
+    bench.stage_in(bench.plan(event("in/a")))
+    assert bench.files() == {"in/a": b"whole"}
+    assert (kept / "file").read_bytes() == b"kept"
+
+
 @pytest.mark.parametrize(
     ("bucket", "key", "error"),
     [("private", "in/nothing", ObjectNotFound), ("no-bucket", "in/a", BucketNotFound)],

@@ -235,6 +235,36 @@ def test_a_container_that_is_told_to_end_says_so_at_once(pod: Pod, files: int, e
     assert (code, report.trouble, report.message) == (1, Trouble.OUR, "staging was stopped")
 
 
+def test_an_input_comes_from_the_cluster_that_delegated_the_run(pod: Pod) -> None:
+    put(pod, "far/a.txt", b"far away")
+    url = asyncio.run(pod.store.presign(BUCKET, "far/a.txt", method="GET", expires=60))
+    event = {
+        "event": json.dumps({"Records": [record("theirs/in/a.txt")]}),
+        "storage_provider": "minio.theirs",
+    }
+    pod.order(json.dumps(event | {"access": url}).encode())
+    assert [each.url for each in pod.told.moves.downloads] == [url]
+    code, report = pod.step("in")
+    assert (code, report.message) == (0, "")
+    assert (pod.root / "work/in/a.txt").read_bytes() == b"far away"
+    # Its results go home as those of any other.
+    (pod.root / "work/out/large").write_bytes(b"x" * 9_000_000)
+    assert pod.step("out")[0] == 0
+    assert get(pod, "out/large") == b"x" * 9_000_000
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_an_order_of_an_older_server_does_not_say_whether_the_payload_holds_a_file(
+    pod: Pod, holds: bool
+) -> None:
+    pod.order(b"text" if holds else json.dumps({"Records": []}).encode())
+    told = json.loads((pod.folder / "order/order").read_text())
+    del told["inline"]
+    (pod.folder / "order/order").write_text(json.dumps(told | {"later": "unknown"}))
+    assert pod.step("in")[0] == 0
+    assert len(list((pod.root / "work/in").iterdir())) == 1
+
+
 def test_a_run_is_begun_by_one_pod_only(pod: Pod) -> None:
     pod.order(b"{}", marker=pod.markers(f"runs/{uuid.uuid4()}"))
     assert pod.step("in")[0] == 0
