@@ -13,18 +13,8 @@ from hypothesis import strategies as st
 
 from oscar.compute.kubernetes import logs
 from oscar.compute.kubernetes.collect import last_words
-from oscar.compute.kubernetes.logs import (
-    START,
-    Growing,
-    Line,
-    Logs,
-    Placer,
-    Position,
-    Splitter,
-    decoded,
-    merged,
-    utc,
-)
+from oscar.compute.kubernetes.lines import START, Line, Placer, Position, Splitter, decoded, merged, utc
+from oscar.compute.kubernetes.logs import Growing, Logs
 from oscar.errors import RunNotFound
 from oscar.objects.base import Found
 from oscar.objects.embedded.blobs import Blobs

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from oscar import telemetry
 from oscar.compute.kubernetes import observed
 from oscar.compute.kubernetes.cluster import Cluster, ClusterError
-from oscar.compute.kubernetes.logs import Growing, Line, Logs, Placer, Position, Splitter, utc
+from oscar.compute.kubernetes.lines import Line, Placer, Position, Splitter, utc
+from oscar.compute.kubernetes.logs import Growing, Logs
 from oscar.compute.kubernetes.manifests import STAGE_IN, STAGE_OUT, USER
 from oscar.compute.kubernetes.runs import Tracked
 from oscar.errors import OscarError

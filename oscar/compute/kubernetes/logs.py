@@ -1,10 +1,10 @@
 """Logs of runs: read from pods while they run, kept as objects of the own store that outlive them.
 
-Called by `backend`. A log is a row of chunks, each an object of lines. Every line has a position (container, time, how
-many before it had that time), so that reading on after a cut neither loses nor doubles lines, whoever wrote the chunks:
-positions only grow, and what does not is a repetition. When a run has ended its chunks are made into one. Two servers
-may collect one log, when a lease was taken over from one that is not dead: nothing is written over, and only that is
-removed which was read into something newer.
+Called by `backend` and `collect`. A log is a row of chunks, each an object of lines. Every line has a position
+(container, time, how many before it had that time; see `lines`), so that reading on after a cut neither loses nor
+doubles lines, whoever wrote the chunks: positions only grow, and what does not is a repetition. When a run has ended
+its chunks are made into one. Two servers may collect one log, when a lease was taken over from one that is not dead:
+nothing is written over, and only that is removed which was read into something newer.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 from oscar import telemetry
 from oscar.compute.base import LogLine
+from oscar.compute.kubernetes.lines import START, Line, Position, decoded, merged
 from oscar.errors import BucketNotFound, ObjectNotFound, OscarError, RunNotFound
 from oscar.objects.base import ObjectStore
 
@@ -39,126 +38,6 @@ _WHOLE = "whole"
 _FLUSH_S = 1.0
 _SLOWEST_FLUSH_S = 5.0
 _FOLLOW_S = 0.3
-_LONGEST_LINE = 64 * 1024
-
-
-class Position(NamedTuple):
-    """Where a line is in its log."""
-
-    container: int
-    time: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A line with its place."""
-
-    at: Position
-    text: str
-
-    def encoded(self) -> bytes:
-        """As a chunk holds it."""
-        head = f"{self.at.container} {self.at.time} {self.at.number} "
-        return (head + self.text).encode("utf-8", "surrogateescape") + b"\n"
-
-
-START = Position(-1, "", 0)
-
-
-def decoded(chunk: bytes) -> list[Line]:
-    """The lines of a chunk."""
-    found = []
-    for row in chunk.split(b"\n"):
-        container, _, rest = row.decode("utf-8", "surrogateescape").partition(" ")
-        at, _, rest = rest.partition(" ")
-        number, _, text = rest.partition(" ")
-        if number:
-            found.append(Line(Position(int(container), at, int(number)), text))
-    return found
-
-
-def utc(text: str) -> str:
-    """A time of the API as RFC 3339 in UTC with nine digits, so that texts compare as times do.
-
-    Raises:
-        ValueError: it is none.
-    """
-    whole, _, rest = text.partition(".")
-    if not rest:
-        moment = datetime.fromisoformat(whole).astimezone(UTC)
-        return moment.strftime("%Y-%m-%dT%H:%M:%S.000000000Z")
-    end = next((index for index, letter in enumerate(rest) if not letter.isdigit()), len(rest))
-    moment = datetime.fromisoformat(whole + (rest[end:] or "Z")).astimezone(UTC)
-    return f"{moment.strftime('%Y-%m-%dT%H:%M:%S')}.{rest[:end]:0<9.9}Z"
-
-
-class Placer:
-    """Gives lines of one container their positions, and drops those that were seen before.
-
-    Args:
-        container: its number in the order in which a pod's containers run.
-        last: the last position that is kept; `START` for none.
-    """
-
-    def __init__(self, container: int, last: Position = START) -> None:
-        self._container = container
-        self._last = last
-        self._time = ""
-        self._same = 0
-
-    @property
-    def since(self) -> str:
-        """From which second on lines are missing; empty for all."""
-        return self._last.time[:19] + "Z" if self._last.container == self._container else ""
-
-    def restart(self) -> None:
-        """The log is read again, from `since` on: lines of one time are counted anew."""
-        self._time = ""
-        self._same = 0
-
-    def place(self, at: str, text: str) -> Line | None:
-        """The line with its position; None when it is kept already."""
-        at = max(at, self._time)  # the node's clock may have been set back
-        self._same = self._same + 1 if at == self._time else 0
-        self._time = at
-        position = Position(self._container, at, self._same)
-        if position <= self._last:
-            return None
-        self._last = position
-        return Line(position, text)
-
-
-class Splitter:
-    """Makes lines with times of the pieces that the API sends."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, piece: bytes) -> list[tuple[str, str]]:
-        """The lines that are complete now."""
-        *rows, self._rest = (self._rest + piece).split(b"\n")
-        if len(self._rest) > _LONGEST_LINE:
-            # Without its end it would grow in memory; what follows is a line of its own with the same time.
-            at, _, _ = self._rest.partition(b" ")
-            rows.append(self._rest)
-            self._rest = at + b" "
-        return [found for row in rows if (found := _timed(row))]
-
-    def end(self) -> list[tuple[str, str]]:
-        """What is left without a line's end."""
-        rest, self._rest = self._rest, b""
-        found = _timed(rest) if rest else None
-        return [found] if found else []
-
-
-def _timed(row: bytes) -> tuple[str, str] | None:
-    at, _, text = row.decode("utf-8", "surrogateescape").partition(" ")
-    try:
-        return utc(at), text
-    except ValueError:
-        # The kubelet's own words, such as that the log was rotated away.
-        return None
 
 
 @dataclass(slots=True)
@@ -443,15 +322,6 @@ class Logs:
             await self._store.upload(self._bucket, key, path, content_type="text/plain")
         finally:
             path.unlink(missing_ok=True)
-
-
-def merged(lines: Sequence[Line]) -> list[Line]:
-    """The lines in order, each once: positions only grow, what does not is a repetition."""
-    found: list[Line] = []
-    for line in lines:
-        if not found or line.at > found[-1].at:
-            found.append(line)
-    return found
 
 
 def middle(kept: dict[str, int]) -> list[str]:
