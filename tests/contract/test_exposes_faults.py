@@ -12,7 +12,9 @@ import pytest
 from oscar.compute.base import Exposure
 from oscar.compute.kubernetes.cluster import Cluster, News
 from oscar.compute.kubernetes.exposed import PodExposes
+from oscar.compute.kubernetes.exposed_manifests import EXPOSED, USER
 from oscar.compute.kubernetes.kinds import DEPLOYMENT, POD, Kind
+from oscar.compute.kubernetes.observed import has_run
 from tests import pods
 from tests.contract.test_exposes import OWNER, PodPlace, ready
 
@@ -40,6 +42,24 @@ def test_nobody_waits_for_a_pod_that_was_told_to_go(place: PodPlace, logged: Cal
             await pods.kill_pod(place.there, replica.name, grace=None)
             await exposes.unexpose(OWNER, "web")
         assert "do not end" not in logged()
+
+    place.live(scenario)
+
+
+@pytest.mark.brief
+def test_no_replica_of_a_service_that_is_deleted_takes_its_time(place: PodPlace) -> None:
+    """The cluster ends pods whose Deployment is gone, and would let them wait for requests that nobody sends."""
+
+    async def scenario(_: object) -> None:
+        async with place.serve(drain=60) as exposes:
+            assert isinstance(exposes, PodExposes)
+            await exposes.expose(Exposure(place.service(expose={"min_scale": 4, "max_scale": 4})))
+            await ready(exposes, 4)
+            await exposes.unexpose(OWNER, "web")
+            labels = place.there.names.selector(EXPOSED, service="web")
+            left = await exposes._cluster.items(POD, labels=labels)
+        # What was made in their place before the Deployment was gone does not start.
+        assert [pod["metadata"] for pod in left if has_run(pod, USER)] == []
 
     place.live(scenario)
 

@@ -162,8 +162,13 @@ class PodExposes:
             return
         shown.exposure = None
         shown.ready = ()
-        await self._remove(self._names.namespace_of(owner), service_name)
+        namespace, named = self._names.namespace_of(owner), Named.of(service_name)
+        await self._remove_around(named, service_name, namespace)
+        # Before the cluster tells them, as it does when their Deployment is gone: it would give them all their time.
+        # What it makes in their place until then does not start without the Secret.
         told = await asyncio.gather(*map(self._end, list(shown.pods.values())))
+        # The last one: the next start knows by it that there is something to remove.
+        await self._cluster.delete(DEPLOYMENT, named.deployment, namespace)
         ending = {name for name in told if name}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GONE_S), self._news:
@@ -194,8 +199,8 @@ class PodExposes:
     async def _end(self, pod: Body | None) -> str:
         """Have a pod end at once, and say its name: nothing when it is gone, or was told to go before.
 
-        That one takes all its time, as the kubelet does not cut short a preStop sleep. The cluster itself may have told
-        it, a moment after we had its Deployment removed, so that only the API server knows who was first.
+        That one takes all its time, as the kubelet does not cut short a preStop sleep. We may not have heard of it yet:
+        the API server knows who was first.
         """
         while pod is not None and not states.is_leaving(pod):
             meta = pod["metadata"]
@@ -212,18 +217,12 @@ class PodExposes:
                 return name if there else ""
         return ""
 
-    async def _remove(self, namespace: str, service_name: str) -> None:
-        named = Named.of(service_name)
+    async def _remove_around(self, named: Named, service_name: str, namespace: str) -> None:
+        """Remove what a service has beside its Deployment."""
         await self._routes.remove(service_name, namespace)
-        gone: list[tuple[Kind, str]] = [
-            (AUTOSCALER, named.autoscaler),
-            (SERVICE, named.service),
-            (SECRET, named.deployment),
-            # The last one: the next start knows by it that there is something to remove.
-            (DEPLOYMENT, named.deployment),
-        ]
-        for kind, name in gone:
-            await self._cluster.delete(kind, name, namespace)
+        await self._cluster.delete(AUTOSCALER, named.autoscaler, namespace)
+        await self._cluster.delete(SERVICE, named.service, namespace)
+        await self._cluster.delete(SECRET, named.deployment, namespace)
 
     async def keep(self, known: Collection[tuple[str, str]]) -> None:
         """See `Exposes.keep`."""
