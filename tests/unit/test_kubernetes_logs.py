@@ -228,7 +228,7 @@ STEPS = st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.booleans()), max
 """Which of two goes on, by how many lines, and whether it stores them at once."""
 
 
-@settings(PATIENT, max_examples=40)
+@settings(PATIENT, max_examples=20)
 @given(STEPS, st.booleans())
 def test_what_two_servers_store_is_read_without_a_gap(
     steps: list[tuple[bool, int, bool]], order: bool
