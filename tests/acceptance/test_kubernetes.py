@@ -23,6 +23,8 @@ from tests.server import Server
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
+NODE = {"apiVersion": "v1", "kind": "Node"}
+
 
 @pytest.fixture(scope="module")
 def running(kubernetes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -192,6 +194,29 @@ def test_status_and_info_are_the_clusters(client: httpx2.Client, kubernetes: Clu
     assert [each["name"] for each in status["nodes"]] == [each["metadata"]["name"] for each in nodes]
     info = client.get("/system/info").json()
     assert info["kubernetes_version"].startswith("v1.")
+
+
+def test_control_plane_nodes_count_only_when_there_are_no_others(
+    client: httpx2.Client, kubernetes: Cluster
+) -> None:
+    def shown() -> set[str]:
+        return {each["name"] for each in client.get("/system/status").json()["cluster"]["nodes"]}
+
+    role = "node-role.kubernetes.io/control-plane"
+    (only,) = shown()
+    control, worker = f"control-{uuid.uuid4().hex[:8]}", f"worker-{uuid.uuid4().hex[:8]}"
+    try:
+        kubernetes.apply([{**NODE, "metadata": {"name": control, "labels": {role: ""}}}])
+        kubernetes.kubectl("label", "node", only, f"{role}=")
+        until(lambda: shown() == {only, control})
+        kubernetes.apply([{**NODE, "metadata": {"name": worker}}])
+        until(lambda: shown() == {worker})
+        kubernetes.kubectl("label", "node", only, f"{role}-")
+        until(lambda: shown() == {only, worker})
+    finally:
+        kubernetes.try_kubectl("label", "node", only, f"{role}-")
+        kubernetes.try_kubectl("delete", "node", control, worker)
+    until(lambda: shown() == {only})
 
 
 def test_a_server_that_is_killed_loses_nothing_and_runs_nothing_twice(
