@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -145,6 +146,43 @@ def test_a_log_is_taken_up_by_the_next_server(tmp_path: Path) -> None:
         await kept.drop("run-1")
         with pytest.raises(RunNotFound):
             await _texts(kept)
+
+    asyncio.run(scenario())
+
+
+class Stuck(EmbeddedStore):
+    """A store that does not answer to uploads while it is stuck."""
+
+    stuck = False
+
+    async def upload(self, *args: Any, **more: Any) -> Found:
+        if self.stuck:
+            await asyncio.Event().wait()
+        return await super().upload(*args, **more)
+
+
+def test_lines_whose_writer_is_ended_in_the_middle_are_written_by_the_next(tmp_path: Path) -> None:
+    """The collector ends its writer when the run has ended, which may just be writing the last lines."""
+
+    async def scenario() -> None:
+        _, index = s3_server.open_index(f"sqlite:///{tmp_path}/oscar.db")
+        store = Stuck(index, Blobs(tmp_path / "blobs"), endpoint="http://127.0.0.1:1", region="r")
+        kept = await _logs(store, tmp_path)
+        growing = await kept.open("run-1")
+        growing.add([_line(1)])
+        await kept.flush("run-1", growing)
+        growing.add([_line(2), _line(3)])
+        store.stuck = True
+        writer = asyncio.create_task(kept.flush("run-1", growing))
+        await asyncio.sleep(0.05)
+        growing.add([_line(4)])
+        writer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writer
+        assert await _texts(kept) == ["line 1", "line 2", "line 3", "line 4"]
+        store.stuck = False
+        await kept.close("run-1", growing)
+        assert await _texts(kept) == ["line 1", "line 2", "line 3", "line 4"]
 
     asyncio.run(scenario())
 

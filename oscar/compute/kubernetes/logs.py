@@ -20,7 +20,7 @@ from pathlib import Path
 from oscar import telemetry
 from oscar.compute.base import LogLine
 from oscar.compute.kubernetes.lines import START, Line, Position, decoded, merged
-from oscar.errors import BucketNotFound, ObjectNotFound, OscarError, RunNotFound
+from oscar.errors import BucketNotFound, ObjectNotFound, RunNotFound
 from oscar.objects.base import ObjectStore
 
 log = telemetry.get("kubernetes")
@@ -118,15 +118,17 @@ class Logs:
             growing.writing, growing.pending, size, growing.size = growing.pending, [], growing.size, 0
             content = b"".join(line.encoded() for line in growing.writing)
             key = f"{_prefix(name)}{growing.next_chunk:08d}-{uuid.uuid4().hex[:8]}"
+            written = False
             try:
                 await self._write(key, content)
-            except OscarError:
-                growing.pending, growing.size = [*growing.writing, *growing.pending], size + growing.size
+                written = True
+            finally:
+                if not written:
+                    # A failure, or the end of whoever waited: the collector ends its writer when the run has ended.
+                    growing.pending, growing.size = [*growing.writing, *growing.pending], size + growing.size
                 growing.writing = []
-                raise
             growing.next_chunk += 1
             growing.kept[key] = len(content)
-            growing.writing = []
             await self._trim(growing)
 
     async def close(self, name: str, growing: Growing) -> None:
