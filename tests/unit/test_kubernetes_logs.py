@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -103,13 +103,16 @@ def _line(second: int) -> Line:
     return Line(Position(1, at(second), 0), f"line {second}")
 
 
-def _objects(folder: Path) -> EmbeddedStore:
+Kind = TypeVar("Kind", bound=EmbeddedStore)
+
+
+def _objects(folder: Path, kind: type[Kind]) -> Kind:
     _, index = s3_server.open_index(f"sqlite:///{folder}/oscar.db")
-    return EmbeddedStore(index, Blobs(folder / "blobs"), endpoint="http://127.0.0.1:1", region="r")
+    return kind(index, Blobs(folder / "blobs"), endpoint="http://127.0.0.1:1", region="r")
 
 
 async def _store(folder: Path) -> Logs:
-    return await _logs(_objects(folder), folder)
+    return await _logs(_objects(folder, EmbeddedStore), folder)
 
 
 async def _logs(store: EmbeddedStore, folder: Path) -> Logs:
@@ -165,8 +168,7 @@ def test_lines_whose_writer_is_ended_in_the_middle_are_written_by_the_next(tmp_p
     """The collector ends its writer when the run has ended, which may just be writing the last lines."""
 
     async def scenario() -> None:
-        _, index = s3_server.open_index(f"sqlite:///{tmp_path}/oscar.db")
-        store = Stuck(index, Blobs(tmp_path / "blobs"), endpoint="http://127.0.0.1:1", region="r")
+        store = _objects(tmp_path, Stuck)
         kept = await _logs(store, tmp_path)
         growing = await kept.open("run-1")
         growing.add([_line(1)])
@@ -253,11 +255,6 @@ class Meeting(EmbeddedStore):
             yield each
 
 
-def _meeting(folder: Path) -> Meeting:
-    _, index = s3_server.open_index(f"sqlite:///{folder}/oscar.db")
-    return Meeting(index, Blobs(folder / "blobs"), endpoint="http://127.0.0.1:1", region="r")
-
-
 def _numbers(count: int) -> list[str]:
     return [f"line {second}" for second in range(count)]
 
@@ -274,7 +271,7 @@ def test_what_two_servers_store_is_read_without_a_gap(
     count = 12
 
     async def scenario(folder: Path) -> None:
-        store = _objects(folder)
+        store = _objects(folder, EmbeddedStore)
         reader = await _logs(store, folder)
         servers = {False: await _logs(store, folder), True: await _logs(store, folder)}
         open_: dict[bool, Growing] = {}
@@ -311,7 +308,7 @@ def test_what_two_servers_store_is_read_without_a_gap(
 
 def test_a_server_that_comes_late_adds_to_a_log_that_is_complete(tmp_path: Path) -> None:
     async def scenario() -> None:
-        store = _objects(tmp_path)
+        store = _objects(tmp_path, EmbeddedStore)
         first, second = await _logs(store, tmp_path), await _logs(store, tmp_path)
         growing = await first.open("run-1")
         growing.add([_line(0), _line(1)])
@@ -333,7 +330,7 @@ def test_a_log_that_is_one_object_stays_when_another_server_makes_it_large(tmp_p
         return Line(Position(1, at(second), 0), f"{second}" * (3 * logs.MIB))
 
     async def scenario() -> None:
-        store = _objects(tmp_path)
+        store = _objects(tmp_path, EmbeddedStore)
         first, second = await _logs(store, tmp_path), await _logs(store, tmp_path)
         begun = await first.open("run-1")
         begun.add([large(1)])
@@ -350,7 +347,7 @@ def test_a_log_that_is_one_object_stays_when_another_server_makes_it_large(tmp_p
 @pytest.mark.parametrize("more", [False, True])
 def test_two_servers_close_a_log_at_the_same_time(tmp_path: Path, *, more: bool) -> None:
     async def scenario() -> None:
-        store = _meeting(tmp_path)
+        store = _objects(tmp_path, Meeting)
         first, second = await _logs(store, tmp_path), await _logs(store, tmp_path)
         begun = await first.open("run-1")
         begun.add(map(_line, range(2)))
@@ -371,7 +368,7 @@ def test_two_servers_close_a_log_at_the_same_time(tmp_path: Path, *, more: bool)
 @pytest.mark.parametrize("tail", [None, 3])
 def test_a_log_that_is_made_into_one_while_it_is_read(tmp_path: Path, tail: int | None) -> None:
     async def scenario() -> None:
-        store = _meeting(tmp_path)
+        store = _objects(tmp_path, Meeting)
         kept = await _logs(store, tmp_path)
         growing = await kept.open("run-1")
         for second in range(3):
@@ -388,7 +385,7 @@ def test_the_platforms_last_words_are_said_once(tmp_path: Path) -> None:
     ended = 1795766403500
 
     async def scenario() -> None:
-        store = _objects(tmp_path)
+        store = _objects(tmp_path, EmbeddedStore)
         first, second = await _logs(store, tmp_path), await _logs(store, tmp_path)
         begun, late = await first.open("run-1"), await second.open("run-1")
         for kept, growing in ((first, begun), (second, late)):
